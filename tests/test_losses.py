@@ -1,0 +1,214 @@
+"""The losses against a float64 reference in NumPy, their gradients, and what they refuse."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from adjoined.errors import AdjoinedError
+from adjoined.losses import adjoined_loss, dan_loss, lambda_schedule
+
+B, C = 5, 7
+
+
+def log_softmax(z):
+    z = z - z.max(-1, keepdims=True)
+    return z - np.log(np.exp(z).sum(-1, keepdims=True))
+
+
+def reference(large, small, target, lam, *, small_ce=0.0, kl_weight=1.0, smoothing=0.0):
+    """The equations of the source, one class and one sample at a time, in float64."""
+    classes = large.shape[-1]
+    large, small = large.reshape(-1, classes), small.reshape(-1, classes)
+    if np.issubdtype(target.dtype, np.integer):
+        target = np.eye(classes)[target.reshape(-1)]
+    target = (1 - smoothing) * target.reshape(-1, classes) + smoothing / classes
+    ce = kl = ce_small = 0.0
+    for y, log_p, log_q in zip(target, log_softmax(large), log_softmax(small), strict=True):
+        ce -= sum(y[c] * log_p[c] for c in range(classes))
+        ce_small -= sum(y[c] * log_q[c] for c in range(classes))
+        kl += sum(math.exp(log_p[c]) * (log_p[c] - log_q[c]) for c in range(classes))
+    ce, kl, ce_small = ce / len(large), kl / len(large), ce_small / len(large)
+    return {"loss": ce + lam * kl_weight * kl + small_ce * ce_small, "ce": ce, "kl": kl, "small_ce": ce_small}
+
+
+def sample(seed=0, shape=(B,), scale=3.0):
+    rng = np.random.default_rng(seed)
+    large, small = (scale * rng.standard_normal((*shape, C)) for _ in range(2))
+    return large, small, rng.integers(0, C, shape), rng.dirichlet(np.ones(C), shape)
+
+
+def tensors(*arrays):
+    return [torch.from_numpy(np.asarray(array)) for array in arrays]
+
+
+@pytest.mark.parametrize("shape", [(B,), (2, 3), (2, 3, 4), ()])
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"small_ce": 0.5}, {"kl_weight": 0.25}, {"label_smoothing": 0.1}, {"detach_large": True}],
+    ids=lambda options: next(iter(options), "default"),
+)
+def test_equals_the_reference(shape, soft, options):
+    large, small, hard, probabilities = sample(shape=shape)
+    target = probabilities if soft else hard
+    parts = adjoined_loss(*tensors(large, small, target), 0.3, **options)
+    expected = reference(
+        large,
+        small,
+        target,
+        4 * 0.3**2,
+        small_ce=options.get("small_ce", 0.0),
+        kl_weight=options.get("kl_weight", 1.0),
+        smoothing=options.get("label_smoothing", 0.0),
+    )
+    assert set(parts) == {"loss", "ce", "kl", "lam"} | ({"small_ce"} & set(options))
+    assert parts.pop("lam").item() == pytest.approx(0.36)
+    for name, value in parts.items():
+        assert value.shape == ()
+        assert value.item() == pytest.approx(expected[name], rel=1e-12), name
+
+
+@pytest.mark.parametrize(("t", "lam"), [(0, 0), (0.1, 0.04), (0.25, 0.25), (0.5, 1), (0.75, 1), (1, 1)])
+def test_lambda(t, lam):
+    assert lambda_schedule(t) == pytest.approx(lam)
+
+
+def test_any_callable_replaces_lambda():
+    large, small, target, _ = sample()
+    parts = adjoined_loss(*tensors(large, small, target), 0.2, schedule=lambda t: 10 * t)
+    assert parts["lam"].item() == pytest.approx(2.0)
+    assert parts["loss"].item() == pytest.approx(reference(large, small, target, 2.0)["loss"], rel=1e-12)
+
+
+logits = hnp.arrays(np.float64, (3, 4), elements=st.floats(-30, 30))
+
+
+@settings(deadline=None)
+@given(logits, logits, st.lists(st.integers(0, 3), min_size=3, max_size=3), st.floats(0, 1))
+def test_properties(large, small, target, t):
+    target = np.array(target)
+    parts = {k: v.item() for k, v in adjoined_loss(*tensors(large, small, target), t).items()}
+    assert parts["kl"] >= -1e-12, "Gibbs' inequality"
+    assert parts["loss"] == pytest.approx(
+        reference(large, small, target, min(4 * t * t, 1))["loss"], abs=1e-9
+    )
+    shifted = adjoined_loss(*tensors(large + 5.0, small - 3.0, target), t)
+    assert shifted["loss"].item() == pytest.approx(parts["loss"], abs=1e-9), "softmax is shift invariant"
+    assert adjoined_loss(*tensors(large, large, target), t)["kl"].item() == 0.0
+    one_hot = adjoined_loss(*tensors(large, small, np.eye(4)[target]), t)
+    assert one_hot["loss"].item() == pytest.approx(parts["loss"], abs=1e-9)
+
+
+@settings(deadline=None)
+@given(
+    hnp.arrays(np.float32, (3, 4), elements=st.sampled_from([-1e4, -1.0, 0.0, 1.0, 1e4])),
+    hnp.arrays(np.float32, (3, 4), elements=st.sampled_from([-1e4, -1.0, 0.0, 1.0, 1e4])),
+)
+def test_extreme_logits_stay_finite_and_exact(large, small):
+    x, y, target = *tensors(large, small), torch.tensor([0, 1, 3])
+    x.requires_grad_(), y.requires_grad_()
+    parts = adjoined_loss(x, y, target, 1.0, small_ce=1.0)
+    parts["loss"].backward()
+    assert x.grad is not None
+    assert y.grad is not None
+    assert torch.isfinite(x.grad).all()
+    assert torch.isfinite(y.grad).all()
+    expected = reference(
+        large.astype(np.float64), small.astype(np.float64), target.numpy(), 1.0, small_ce=1.0
+    )
+    for name in ("loss", "ce", "kl", "small_ce"):
+        assert parts[name].item() == pytest.approx(expected[name], rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_gradients(soft):
+    large, small, hard, probabilities = tensors(*sample())
+    inputs = (large.requires_grad_(), small.requires_grad_())
+    target = probabilities if soft else hard
+
+    def loss(p, q):
+        return adjoined_loss(p, q, target, 0.4, small_ce=0.3, kl_weight=0.7, label_smoothing=0.1)["loss"]
+
+    assert torch.autograd.gradcheck(loss, inputs)
+
+
+def test_gradient_reaches_the_large_network_unless_detached():
+    large, small, target, _ = tensors(*sample())
+    large.requires_grad_(), small.requires_grad_()
+    through, stopped = (
+        torch.autograd.grad(adjoined_loss(large, small, target, 1.0, detach_large=d)["loss"], (large, small))
+        for d in (False, True)
+    )
+    ce_alone = (torch.softmax(large, -1) - torch.nn.functional.one_hot(target, C)) / B
+    assert torch.allclose(stopped[0], ce_alone)
+    assert not torch.allclose(through[0], ce_alone)
+    p_minus_q = (torch.softmax(small, -1) - torch.softmax(large, -1)) / B
+    assert torch.allclose(through[1], p_minus_q)
+    assert torch.allclose(stopped[1], p_minus_q)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_summed_in_float32(dtype):
+    large, small, target, _ = tensors(*sample())
+    large, small = large.to(dtype), small.to(dtype)
+    parts = adjoined_loss(large, small, target, 1.0)
+    assert parts["loss"].dtype == torch.float32
+    assert torch.equal(parts["loss"], adjoined_loss(large.float(), small.float(), target, 1.0)["loss"])
+    soft = adjoined_loss(large, small, torch.full((B, C), 1 / C, dtype=torch.float64), 1.0)
+    assert soft["loss"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("t", [0.0, 0.3, 1.0])
+def test_dan_adds_the_cost(t):
+    large, small, target, _ = tensors(*sample())
+    cost = torch.tensor(0.6, dtype=torch.float64, requires_grad=True)
+    an = adjoined_loss(large, small, target, t, kl_weight=0.5)
+    dan = dan_loss(large, small, target, t, cost, 0.2, kl_weight=0.5)
+    lam = min(4 * t * t, 1)
+    assert set(dan) == {"loss", "ce", "kl", "lam", "cost"}
+    assert dan["loss"].item() == pytest.approx(an["loss"].item() + lam * 0.2 * 0.6)
+    dan["loss"].backward()
+    assert cost.grad is not None
+    assert cost.grad.item() == pytest.approx(lam * 0.2)
+
+
+LARGE, SMALL, TARGET = torch.zeros(B, C), torch.zeros(B, C), torch.zeros(B, dtype=torch.long)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: adjoined_loss(LARGE, SMALL[:, :3], TARGET, 0), r"\(5, 7\) and small logits \(5, 3\)"),
+        (
+            lambda: adjoined_loss(LARGE, SMALL, TARGET[:2], 0),
+            r"class numbers must have shape \(5,\).*got \(2,\)",
+        ),
+        (lambda: adjoined_loss(LARGE, SMALL, LARGE[:, :2], 0), r"probabilities must have shape \(5, 7\)"),
+        (lambda: adjoined_loss(LARGE, SMALL, LARGE.long(), 0), "one-hot labels floating point"),
+        (lambda: adjoined_loss(LARGE, SMALL, TARGET + C, 0), "class 7, but the logits have classes 0 to 6"),
+        (lambda: adjoined_loss(LARGE, SMALL, TARGET - 1, 0), "class -1"),
+        (lambda: adjoined_loss(LARGE, SMALL, TARGET.bool(), 0), r"got torch\.bool"),
+        (lambda: adjoined_loss(LARGE.long(), SMALL, TARGET, 0), "floating point"),
+        (lambda: adjoined_loss(LARGE[:0], SMALL[:0], TARGET[:0], 0), r"hold something, got \(0, 7\)"),
+        (lambda: adjoined_loss(LARGE, SMALL, TARGET, 1.01), r"progress must be in \[0, 1\], got 1.01"),
+        (lambda: adjoined_loss(LARGE, SMALL, TARGET, -0.1), "progress"),
+        (lambda: adjoined_loss(LARGE, SMALL, TARGET, math.nan), "progress"),
+        (lambda: adjoined_loss(LARGE, SMALL, TARGET, 0, label_smoothing=2), "label_smoothing"),
+        (lambda: adjoined_loss(LARGE, SMALL, TARGET, 0, small_ce=-1), "small_ce must be a finite number"),
+        (lambda: adjoined_loss(LARGE, SMALL, TARGET, 0, kl_weight=math.inf), "kl_weight"),
+        (
+            lambda: adjoined_loss(LARGE, SMALL, TARGET, 0, schedule=lambda t: math.nan),
+            r"schedule\(0\) is nan",
+        ),
+        (lambda: dan_loss(LARGE, SMALL, TARGET, 0, torch.zeros(3), 1.0), r"one number, got shape \(3,\)"),
+        (lambda: dan_loss(LARGE, SMALL, TARGET, 0, 1.0, -1.0), "gamma"),
+    ],
+)
+def test_refuses(call, message):
+    with pytest.raises(AdjoinedError, match=message):
+        call()
