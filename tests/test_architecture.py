@@ -46,7 +46,7 @@ def part_of(path: Path) -> str:
 
 
 def imports(tree: ast.AST, path: Path) -> set[str]:
-    """Dotted names that a module imports, at any depth: `from a import b` is a.b; relative ones are resolved."""
+    """Dotted names that a module imports, at any depth: `from a import b` is a.b; relative ones resolved."""
     package = ("adjoined", *path.relative_to(SOURCE).parts[:-1])
     names: set[str] = set()
     for node in ast.walk(tree):
