@@ -1,0 +1,10 @@
+"""Compress any transformer by training it together with a smaller network cut out of its own weights."""
+
+from adjoined.core.axes import Axes, Axis, find_axes
+from adjoined.core.cost import Cost
+from adjoined.core.plan import Plan
+from adjoined.core.twin import Adjoined
+from adjoined.errors import AdjoinedError
+from adjoined.losses import adjoined_loss
+
+__all__ = ["Adjoined", "AdjoinedError", "Axes", "Axis", "Cost", "Plan", "adjoined_loss", "find_axes"]

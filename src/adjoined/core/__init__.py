@@ -1,0 +1,1 @@
+"""Axes, plans and twins: PyTorch and the standard library only."""

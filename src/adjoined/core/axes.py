@@ -1,0 +1,325 @@
+"""Which widths a model has: every axis with its role, its block, the tensors that carry it, or why it is pinned."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import fx, nn
+
+from adjoined.core import cost as costs
+from adjoined.core import plan as plans
+from adjoined.core.capture import Capture, Example, capture
+from adjoined.core.dims import Atom, Dim, leaves, plain
+from adjoined.core.rules import RULES
+from adjoined.core.walk import Binding, Dims, Pin, Walk, op_name, source_line, walk_graph
+from adjoined.errors import AdjoinedError, did_you_mean
+
+__all__ = ["ROLES", "Axes", "Axis", "axes_of", "find_axes"]
+
+ROLES = ("heads", "head_dim", "hidden", "stream")
+_FOUND: "WeakKeyDictionary[nn.Module, Axes]" = WeakKeyDictionary()
+
+
+@dataclass(frozen=True, eq=False)
+class Axis:
+    """One width, shared by every tensor that carries it.
+
+    `role`: heads, head_dim, hidden or stream. `block`: the module that owns it. `size`: its entries in the large
+    network. `pinned`: None, or why it keeps that size. `params`: parameters of the tensors that carry it.
+    `owners` and `uses` are (tensor, dimension): those that carry it, those of them that sum over it.
+    `maskable`: zeroing the dropped entries in `uses` equals cutting them, exactly.
+    """
+
+    name: str
+    role: str
+    block: str
+    size: int
+    pinned: str | None
+    params: int
+    owners: tuple[tuple[str, int], ...] = field(repr=False)
+    uses: tuple[tuple[str, int], ...] = field(repr=False)
+    maskable: bool = field(repr=False)
+    atom: Atom = field(repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Axes:
+    """All axes of a model, and what the plans, the slicer and the small program need to know of its graphs."""
+
+    axes: tuple[Axis, ...]
+    capture: Capture
+    stored: Mapping[str, Dims]
+    aliases: Mapping[str, str]
+    bindings: Mapping[str, Mapping[str, tuple[Binding, ...]]]
+    terms: tuple[costs.Term, ...]
+    parameters: frozenset[str]
+
+    def __iter__(self) -> Iterator[Axis]:
+        return iter(self.axes)
+
+    def __len__(self) -> int:
+        return len(self.axes)
+
+    def __getitem__(self, name: str) -> Axis:
+        for axis in self.axes:
+            if axis.name == name:
+                return axis
+        raise AdjoinedError(f"no axis {name!r}{did_you_mean(name, [a.name for a in self.axes])}")
+
+    def __str__(self) -> str:
+        rows = [("axis", "role", "block", "size", "parameters", "")]
+        rows += [(a.name, a.role, a.block, str(a.size), f"{a.params:,}", a.pinned and f"pinned: {a.pinned}" or "") for a in self.axes]  # fmt: skip
+        widths = [max(len(row[i]) for row in rows) for i in range(5)]
+        return "\n".join("  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[5]]).rstrip() for row in rows)  # fmt: skip
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """The blocks that own heads or hidden units that can be cut, in the order of the model."""
+        return tuple(dict.fromkeys(a.block for a in self.axes if a.role in ("heads", "hidden") and not a.pinned))
+
+    def plan(self, alpha: Any = None, **request: Any) -> plans.Plan:
+        """How many entries of each axis the small network keeps; see `adjoined.core.plan.make_plan`."""
+        return plans.make_plan(self, alpha, **request)
+
+    def cost(self, plan: plans.Plan | None = None) -> costs.Cost:
+        """Parameters and multiply-adds (per input) of the network that `plan` leaves; of the large one without."""
+        return self.polynomial.cost(self.kept(plan) if plan is not None else {})
+
+    def kept(self, plan: plans.Plan) -> dict[Atom, int]:
+        """The plan in terms of atoms, for the axes that it cuts.
+
+        Raises:
+            PlanError: the plan is another model's.
+        """
+        plans.check_fits(plan, self.axes)
+        return {a.atom: plan[a.name] for a in self.axes if plan[a.name] != a.size}
+
+    @cached_property
+    def polynomial(self) -> costs.Polynomial:
+        """The cost of a plan as a polynomial in its kept counts (design section 4.4)."""
+        sizes = {key: self.stored[key] for key in sorted(self.parameters)}
+        return costs.Polynomial.build(self.terms, sizes, self.capture.batch)
+
+
+def find_axes(model: nn.Module, example: Example) -> Axes:
+    """Find the widths of any model that `torch.export` captures.
+
+    Args:
+        example: a tensor, a tuple of them or a dict of keyword inputs, as the model's forward takes it, batch first.
+
+    Raises:
+        CaptureError: the model cannot be captured, with the line that stopped it and what to try.
+    """
+    captured = capture(model, example)
+    aliases = _aliases(model)
+    walk = Walk()
+    modes = captured.graphs
+    for mode, graph in modes.items():
+        shapes = {n.name: _shape(n) for n in graph.fx.nodes if n.name in graph.stored}
+        stored = {p: (s.key(mode, aliases), shapes[p]) for p, s in graph.stored.items()}
+        walk_graph(graph.fx.nodes, walk, RULES, stored, graph.inputs)
+    parameters = frozenset(aliases[name] for name, _ in model.named_parameters())
+    _FOUND[model] = Axes(
+        axes=_collect(walk, parameters, captured.eval.fx),
+        capture=captured,
+        stored={key: tuple(leaves(d) for d in dims) for key, dims in walk.stored.items()},
+        aliases=aliases,
+        bindings={m: {n.name: tuple(walk.bindings[n]) for n in g.fx.nodes if n in walk.bindings} for m, g in modes.items()},  # fmt: skip
+        terms=tuple(costs.Term(_module(n), leaves(d)) for n, d in walk.terms if n.graph is captured.eval.fx),
+        parameters=parameters,
+    )
+    return _FOUND[model]
+
+
+def axes_of(model: nn.Module, example: Example | None = None) -> Axes:
+    """The axes of `model`: found now with `example`, or those found before for this very model.
+
+    Raises:
+        AdjoinedError: no example, and none were found before.
+    """
+    if example is not None:
+        return find_axes(model, example)
+    if model not in _FOUND:
+        raise AdjoinedError(
+            f"the axes of this {type(model).__name__} are not known yet; call adjoined.find_axes(model, example) "
+            "first, or pass example="
+        )
+    return _FOUND[model]
+
+
+def _aliases(model: nn.Module) -> dict[str, str]:
+    """Name of every parameter and buffer → the first name of the same tensor."""
+    first: dict[int, str] = {}
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    return {name: first.setdefault(id(tensor), name) for name, tensor in named}
+
+
+def _shape(node: fx.Node) -> tuple[int, ...]:
+    return tuple(int(n) for n in node.meta["val"].shape)
+
+
+def _module(node: Any) -> str:
+    """The path of the module whose forward made `node`."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    return str(stack[-1][0]) if stack else ""
+
+
+def _collect(walk: Walk, parameters: frozenset[str], graph: fx.Graph) -> tuple[Axis, ...]:
+    """Read the events of the walk; producers are counted in `graph` alone."""
+    owners: dict[Atom, list[tuple[str, int]]] = defaultdict(list)
+    for key, dims in walk.stored.items():
+        for i, dim in enumerate(dims):
+            for atom in dict.fromkeys(plain(dim)):
+                owners[atom].append((key, i))
+    owners = {a: o for a, o in owners.items() if any(key in parameters for key, _ in o)}
+    pins, fixed = _pins(walk.pins)
+    marks: dict[Atom, Counter[str]] = defaultdict(Counter)
+    for dim, mark, node in walk.marks:
+        if mark != "produced" or node.graph is graph:
+            for atom in plain(dim):
+                marks[atom][mark] += 1
+    uses, opaque = _uses(walk)
+    roles = _roles(owners, marks, walk.stored, parameters)
+    widths = [a for a in owners if a not in fixed]
+    named = _names(widths, owners, roles)
+    numel = {key: _numel(walk.stored[key]) for key in walk.stored}
+    return tuple(
+        Axis(
+            name=named[atom][0],
+            role=roles[atom],
+            block=named[atom][1],
+            size=atom.size,
+            pinned=pins.get(atom),
+            params=sum(numel[key] for key in {k for k, _ in owners[atom]} & parameters),
+            owners=tuple(owners[atom]),
+            uses=tuple(uses[atom]),
+            maskable=not (opaque[atom] or {"normalised", "reduced", "contracted"} & marks[atom].keys()),
+            atom=atom,
+        )
+        for atom in widths
+    )
+
+
+def _pins(pins: Iterable[Pin]) -> tuple[dict[Atom, str], set[Atom]]:
+    """The first reason for each pinned atom, and the atoms that are no widths."""
+    pins = list(pins)
+    reasons: dict[Atom, str] = {}
+    fixed = {atom for pin in pins if pin.fixed for atom in plain(pin.dim)}
+    for pin in pins:
+        atoms = plain(pin.dim)
+        if pin.like is not None and fixed.issuperset(plain(pin.like)):
+            fixed.update(atoms)
+        for atom in atoms:
+            if atom not in reasons:
+                reasons[atom] = pin.why + _place(pin)
+    return reasons, fixed
+
+
+def _place(pin: Pin) -> str:
+    if pin.node is None:
+        return ""
+    line = source_line(pin.node)
+    return f" ({op_name(pin.node)}{', ' + line if line else ''})"
+
+
+def _uses(walk: Walk) -> tuple[dict[Atom, list[tuple[str, int]]], dict[Atom, bool]]:
+    """Where each atom is summed over against a stored tensor; opaque where the other factor is computed."""
+    uses: dict[Atom, list[tuple[str, int]]] = defaultdict(list)
+    opaque: dict[Atom, bool] = defaultdict(bool)
+    for use in walk.uses:
+        for atom in plain(use.dim):
+            if use.key is None or atom not in plain(walk.stored[use.key][use.index]):
+                opaque[atom] = True
+            elif (use.key, use.index) not in uses[atom]:
+                uses[atom].append((use.key, use.index))
+    return uses, opaque
+
+
+def _roles(
+    owners: Mapping[Atom, Any], marks: Mapping[Atom, Counter[str]], stored: Mapping[str, Dims], params: frozenset[str]
+) -> dict[Atom, str]:
+    """Design section 3.3, as marks left by the rules.
+
+    A stream is what several producers add up in (residual additions), or what a normalisation runs over without
+    being added up (the reduced keys of PVT): there no masked network equals the cut one.
+    """
+    heads = {a for a in owners if marks[a]["heads"] or marks[a]["attended"]}
+    beside: set[Atom] = set()
+    for key in params:
+        for dim in stored.get(key, ()):
+            atoms = plain(dim)
+            if any(a in heads for a in atoms):
+                beside |= set(atoms) - heads
+    out = {}
+    for atom in owners:
+        mark = marks[atom]
+        if atom in heads:
+            out[atom] = "heads"
+        elif atom in beside or mark["contracted"] or mark["head_dim"]:
+            out[atom] = "head_dim"
+        elif (mark["residual"] and mark["produced"] > 1) or mark["normalised"]:
+            out[atom] = "stream"
+        else:
+            out[atom] = "hidden"
+    return out
+
+
+def _names(atoms: list[Atom], owners: Mapping[Atom, list], roles: Mapping[Atom, str]) -> dict[Atom, tuple[str, str]]:
+    """Atom → (name, block): the modules that own it, what they have in common, and its role."""
+    one_stream = sum(roles[a] == "stream" for a in atoms) == 1
+    homes = {}
+    for atom in atoms:
+        paths = [key.split(".")[:-1] for key, _ in owners[atom]]
+        many = roles[atom] == "stream" and not one_stream
+        homes[atom] = _home(paths) if many else _common(paths) if roles[atom] != "stream" else []
+    attended = Counter(".".join(homes[a][: i + 1]) for a in atoms if roles[a] == "heads" for i in range(len(homes[a])))
+    seen: Counter[str] = Counter()
+    out = {}
+    for atom in atoms:
+        home = homes[atom]
+        block = home if roles[atom] == "stream" else _block(home, attended)
+        name = ".".join([*home, roles[atom]])
+        seen[name] += 1
+        out[atom] = (name if seen[name] == 1 else f"{name}.{seen[name]}", ".".join(block))
+    return out
+
+
+def _block(home: list[str], attended: Mapping[str, int]) -> list[str]:
+    """The innermost numbered module around `home`; of a list in a list, the outer one if it attends once."""
+    ends = [i + 1 for i, part in enumerate(home) if part.rsplit("_", 1)[-1].isdigit()]
+    if not ends:
+        return home
+    end = ends[-1]
+    while end - 1 in ends and attended[".".join(home[: end - 1])] <= 1:
+        end -= 1
+    return home[:end]
+
+
+def _home(paths: list[list[str]]) -> list[str]:
+    """The innermost module that holds more than half of `paths`."""
+    out: list[str] = []
+    while True:
+        nexts = Counter(p[len(out)] for p in paths if p[: len(out)] == out and len(p) > len(out))
+        if not nexts or (most := nexts.most_common(1)[0])[1] * 2 <= len(paths):
+            return out
+        out.append(most[0])
+
+
+def _common(paths: list[list[str]]) -> list[str]:
+    out = []
+    for parts in zip(*paths, strict=False):
+        if len(set(parts)) > 1:
+            break
+        out.append(parts[0])
+    return out
+
+
+def _numel(dims: Iterable[Dim]) -> int:
+    n = 1
+    for dim in dims:
+        for atom in leaves(dim):
+            n *= atom.size
+    return n

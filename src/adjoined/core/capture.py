@@ -1,0 +1,238 @@
+"""Model + example → the graphs of its ATen operators, in eval and in train mode, by `torch.export`."""
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from adjoined.errors import CaptureError
+
+__all__ = ["Capture", "Example", "Graph", "Stored", "call_model", "capture", "normalise_example"]
+
+Example = Tensor | tuple | list | Mapping[str, Any]
+PRIMES = (61, 67, 71, 73, 83, 89, 101, 103, 107, 109, 113, 127, 131, 137, 139, 149, 151, 157, 163, 167)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A placeholder that is a tensor of the model: `kind` is parameter, buffer or constant, `name` where it lives."""
+
+    kind: str
+    name: str
+
+    def key(self, mode: str, aliases: Mapping[str, str]) -> str:
+        """The name under which both graphs know the tensor; constants are a graph's own."""
+        return f"{mode}.{self.name}" if self.kind == "constant" else aliases.get(self.name, self.name)
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """One captured graph. Its placeholders are the stored tensors and the model's inputs, all as tensors."""
+
+    fx: fx.Graph
+    stored: Mapping[str, Stored]
+    inputs: tuple[str, ...]
+    out_spec: pytree.TreeSpec
+    constants: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Capture:
+    """Both graphs of a model, the example they were captured with and the batch size it had.
+
+    `train` is the eval graph where train mode could not be captured; `notes` tells, in words for the user.
+    """
+
+    eval: Graph
+    train: Graph
+    example: tuple[tuple, dict[str, Any]]
+    batch: int
+    dynamic: bool
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def graphs(self) -> dict[str, Graph]:
+        """Mode → graph."""
+        return {"eval": self.eval, "train": self.train}
+
+    @property
+    def constants(self) -> dict[str, Tensor]:
+        """Key → tensor of every constant that the graphs hold."""
+        return {f"{mode}.{name}": t.detach() for mode, g in self.graphs.items() for name, t in g.constants.items()}
+
+
+def normalise_example(example: Example) -> tuple[tuple, dict[str, Any]]:
+    """A tensor, a tuple of positional inputs or a dict of keyword inputs → (args, kwargs)."""
+    if isinstance(example, Tensor):
+        return (example,), {}
+    if isinstance(example, Mapping):
+        return (), dict(example)
+    if isinstance(example, (tuple, list)):
+        return tuple(example), {}
+    raise CaptureError(
+        f"the example is a {type(example).__name__}; give a tensor, a tuple of tensors or a dict of keyword inputs"
+    )
+
+
+def call_model(model: Callable, example: tuple[tuple, dict[str, Any]]) -> Any:
+    args, kwargs = example
+    return model(*args, **kwargs)
+
+
+def capture(model: nn.Module, example: Example) -> Capture:
+    """Capture `model` in eval and in train mode, with a dynamic batch where that is possible.
+
+    The batch is captured at a prime size that divides no other size of the graph, so it cannot be mistaken for one.
+
+    Raises:
+        CaptureError: `torch.export` cannot follow the model; the message has its reason and what to try.
+    """
+    given = normalise_example(example)
+    tensors = [t for t in pytree.tree_leaves(given) if isinstance(t, Tensor)]
+    if not tensors:
+        raise CaptureError("the example holds no tensor; give the inputs that the model's forward takes")
+    notes: list[str] = []
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        graph, batch, dynamic = _export_free(model, given, notes)
+        model.train()
+        try:
+            train = _export(model, given, batch, dynamic)
+        except Exception as error:
+            notes.append(
+                f"train mode could not be captured ({_short(error)}): the small network trains with its eval graph, "
+                "without dropout; a branch on values in forward can often be guarded by `if not torch.compiler.is_exporting()`"
+            )
+            train = graph
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return Capture(graph, train, given, batch, dynamic, tuple(notes))
+
+
+def _export_free(model: nn.Module, given: Any, notes: list[str]) -> tuple[Graph, int, bool]:
+    """Export with a dynamic batch at a prime that no other size shares, or with the fixed batch given."""
+    numbers = {n for p in (*model.parameters(), *model.buffers()) for n in p.shape}
+    numbers |= {n for t in pytree.tree_leaves(given) if isinstance(t, Tensor) for n in t.shape[1:]}
+    first: Exception | None = None
+    for prime in PRIMES:
+        if any(n % prime == 0 for n in numbers if n):
+            continue
+        try:
+            graph = _export(model, given, prime, dynamic=True)
+        except Exception as error:
+            first = error
+            break
+        if not _shares(graph, prime):
+            return graph, prime, True
+    batch = next(t.shape[0] for t in pytree.tree_leaves(given) if isinstance(t, Tensor) and t.ndim)
+    try:
+        graph = _export(model, given, batch, dynamic=False)
+    except Exception as error:
+        raise CaptureError(_advice(model, error)) from error
+    notes.append(f"captured with the fixed batch of {batch}, not a dynamic one ({_short(first)})")
+    return graph, batch, False
+
+
+def _shares(graph: Graph, prime: int) -> bool:
+    """Whether a size that does not depend on the batch is a multiple of `prime`."""
+    values = [v for n in graph.fx.nodes for v in pytree.tree_leaves(n.meta.get("val")) if isinstance(v, Tensor)]
+    return any(isinstance(n, int) and n and n % prime == 0 for v in values for n in v.shape)
+
+
+def _export(model: nn.Module, given: tuple[tuple, dict], batch: int, dynamic: bool) -> Graph:
+    leaves = [t for t in pytree.tree_leaves(given) if isinstance(t, Tensor) and t.ndim]
+    size = leaves[0].shape[0]
+    shared = torch.export.Dim("batch")
+
+    def resize(t: Any) -> Any:
+        if not dynamic or not isinstance(t, Tensor) or not t.ndim or t.shape[0] != size:
+            return t
+        return t.detach()[torch.arange(batch, device=t.device) % size]
+
+    def dims(t: Any) -> Any:
+        return {0: shared} if isinstance(t, Tensor) and t.ndim and t.shape[0] == size else None
+
+    shapes = pytree.tree_map(dims, given[1] or given[0]) if dynamic else None
+    args, kwargs = pytree.tree_map(resize, given)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+    return _to_graph(program)
+
+
+def _to_graph(program: torch.export.ExportedProgram) -> Graph:
+    sig = program.graph_signature
+    stored = {
+        **{k: Stored("parameter", v) for k, v in sig.inputs_to_parameters.items()},
+        **{k: Stored("buffer", v) for k, v in sig.inputs_to_buffers.items()},
+        **{k: Stored("constant", v) for k, v in sig.inputs_to_lifted_tensor_constants.items()},
+    }
+    graph = fx.Graph()
+    graph.output(_inline(graph, program.graph_module, {}))
+    for node in reversed(list(graph.nodes)):
+        if node.op == "call_function" and not node.users and _is_assertion(node):
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+    inputs = tuple(n.name for n in graph.nodes if n.op == "placeholder" and n.name not in stored)
+    constants = {s.name: program.constants[s.name] for s in stored.values() if s.kind == "constant"}
+    assert program.call_spec.out_spec is not None
+    return Graph(graph, stored, inputs, program.call_spec.out_spec, constants)
+
+
+def _inline(graph: fx.Graph, module: fx.GraphModule, env: dict[fx.Node, Any]) -> Any:
+    """Copy the nodes of `module` into `graph`; sub-graphs under no_grad or autocast are flattened into it."""
+    for node in module.graph.nodes:
+        if node in env:
+            continue
+        if node.op == "output":
+            return fx.map_arg(node.args[0], lambda n: env[n])
+        if node.op == "get_attr" and isinstance(getattr(module, node.target, None), fx.GraphModule):
+            continue
+        body = next((a for a in node.args if isinstance(a, fx.Node) and a.op == "get_attr"), None)
+        sub = getattr(module, str(body.target), None) if body is not None else None
+        if isinstance(sub, fx.GraphModule):
+            given = node.args[node.args.index(body) + 1 :]
+            holders = [n for n in sub.graph.nodes if n.op == "placeholder"]
+            inner = {h: env[g] if isinstance(g, fx.Node) else g for h, g in zip(holders, given, strict=True)}
+            env[node] = _inline(graph, sub, inner)
+            if "set_grad_enabled" in str(node.target) and node.args[0] is False:
+                env[node] = tuple(_detached(graph, out) for out in env[node])
+        elif str(getattr(node.target, "__name__", "")) == "getitem" and isinstance(env[node.args[0]], (tuple, list)):
+            env[node] = env[node.args[0]][node.args[1]]
+        else:
+            env[node] = graph.node_copy(node, lambda n: env[n])
+    raise AssertionError("a graph without output")
+
+
+def _detached(graph: fx.Graph, out: Any) -> Any:
+    if not isinstance(out, fx.Node) or not isinstance(out.meta.get("val"), Tensor):
+        return out
+    node = graph.call_function(torch.ops.aten.detach.default, (out,))
+    node.meta = dict(out.meta)
+    return node
+
+
+def _is_assertion(node: fx.Node) -> bool:
+    name = str(getattr(node.target, "__name__", node.target))
+    return name.lstrip("_").startswith(("assert", "sym_constrain"))
+
+
+def _short(error: Exception | None) -> str:
+    line = next((x.strip() for x in str(error).splitlines() if x.strip()), "")
+    return f"{type(error).__name__}: {line[:160]}" if error else "every prime batch size is a size of the model"
+
+
+def _advice(model: nn.Module, error: Exception) -> str:
+    from_user = [x.strip() for x in str(error).splitlines() if 'File "' in x]
+    where = f" at {from_user[-1]}" if from_user else ""
+    return (
+        f"torch.export cannot capture {type(model).__name__}{where}: {_short(error)}; try an example of the shape and "
+        "type that forward takes, use_cache=False for language models, and torch.where in place of a branch on values"
+    )
+

@@ -1,0 +1,160 @@
+"""The small program: the captured graphs with smaller sizes, and the plain module that runs them."""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from adjoined.core.axes import Axes
+from adjoined.core.capture import Graph
+from adjoined.core.slicing import Kept, is_cut, kept_size
+from adjoined.core.walk import Binding, op_name
+from adjoined.errors import AdjoinedError
+
+__all__ = ["Network", "Program", "Signature", "build_program", "shrink"]
+
+RESHAPES = {"view", "reshape", "unflatten", "_unsafe_view"}
+
+
+@dataclass(frozen=True)
+class Signature:
+    """How inputs are given (names in order, the first `positional` of them by position) and outputs put together."""
+
+    names: tuple[str, ...]
+    out_spec: Any
+
+    def flatten(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+        """Inputs by position or by name → the flat list that the graphs take."""
+        given = dict(zip(self.names, args, strict=False))
+        if len(args) > len(self.names) or given.keys() & kwargs.keys() or {*given, *kwargs} != {*self.names}:
+            got = [f"{len(args)} by position"] * bool(args) + [f"{k}=" for k in kwargs]
+            raise AdjoinedError(f"the network takes {', '.join(self.names)}, as captured; got {', '.join(got) or 'nothing'}")  # fmt: skip
+        given |= kwargs
+        return pytree.tree_leaves([given[name] for name in self.names])
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """Both graphs with the sizes of one plan, `fn(*tensors, *inputs)`; `tensors` names the stored tensors each takes."""
+
+    eval: fx.GraphModule
+    train: fx.GraphModule
+    tensors: Mapping[str, tuple[str, ...]]
+    signature: Signature
+
+    def run(self, training: bool, tensors: Iterable[Tensor], inputs: Sequence[Any]) -> Any:
+        graph = self.train if training else self.eval
+        return pytree.tree_unflatten(list(graph(*tensors, *inputs)), self.signature.out_spec)
+
+    def move(self, device: torch.device) -> None:
+        """Make the constants of the graphs on `device` from now on."""
+        for graph in dict.fromkeys((self.eval, self.train)):
+            changed = False
+            for node in graph.graph.nodes:
+                args, kwargs = pytree.tree_map(lambda a: device if isinstance(a, torch.device) else a, (node.args, node.kwargs))  # fmt: skip
+                if (args, kwargs) != (node.args, node.kwargs):
+                    node.args, node.kwargs, changed = args, kwargs, True
+            if changed:
+                graph.recompile()
+
+
+def build_program(model: nn.Module, axes: Axes, kept: Kept) -> Program:
+    """The program of the network that keeps `kept`; `kept = {}` gives the large one's own."""
+    captured = axes.capture.graphs
+    graphs = {mode: shrink(graph, axes.bindings[mode], kept) for mode, graph in captured.items()}
+    tensors = {mode: tuple(s.key(mode, {}) for s in graph.stored.values()) for mode, graph in captured.items()}
+    args, kwargs = axes.capture.example
+    names = tuple(kwargs) or tuple(inspect.signature(model.forward).parameters)[: len(args)]
+    if len(names) < len(args):
+        names = tuple(f"input_{i}" for i in range(len(args)))
+    return Program(graphs["eval"], graphs["train"], tensors, Signature(names, axes.capture.eval.out_spec))
+
+
+def shrink(graph: Graph, bindings: Mapping[str, Sequence[Binding]], kept: Kept) -> fx.GraphModule:
+    """`graph` with every size that the plan changes rewritten, stored tensors first among its placeholders."""
+    new = fx.Graph()
+    holders = [n for n in graph.fx.nodes if n.op == "placeholder"]
+    order = [n for name in (*graph.stored, *graph.inputs) for n in holders if n.name == name]
+    env: dict[fx.Node, fx.Node] = {n: new.placeholder(n.name) for n in order}
+    for node in graph.fx.nodes:
+        if node.op == "output":
+            new.output(fx.map_arg(node.args[0], lambda n: env[n]))
+        elif node.op != "placeholder":
+            env[node] = new.node_copy(node, lambda n: env[n])
+            env[node].meta = {}
+            for binding in bindings.get(node.name, ()):
+                if is_cut(binding.dim, kept):
+                    _rewrite(node, env[node], binding, kept)
+    new.eliminate_dead_code()
+    new.lint()
+    return fx.GraphModule(nn.Module(), new)
+
+
+def _rewrite(old: fx.Node, node: fx.Node, binding: Binding, kept: Kept) -> None:
+    """Put the kept size in the place of the literal; of a size that runs over the batch too, -1."""
+    value: Any = binding.scale * kept_size(binding.dim, kept)
+    schema = node.target._schema.arguments  # type: ignore[union-attr]
+    at = [a.name for a in schema].index(binding.name)
+    by_name = binding.name in node.kwargs or at >= len(node.args)
+    if binding.index is not None:
+        entry = list(node.kwargs[binding.name] if by_name else node.args[at])  # type: ignore[arg-type]
+        symbolic = isinstance(entry[binding.index], fx.Node)
+        assert not symbolic or op_name(old) in RESHAPES, old.format_node()
+        entry[binding.index] = -1 if symbolic else value
+        value = entry
+    if by_name:
+        node.update_kwarg(binding.name, value)
+    else:
+        node.update_arg(at, value)
+
+
+class Network(nn.Module):
+    """A captured network as a plain module: the original's parameter names, own weights, no source needed.
+
+    Takes and returns what the original does; follows `train()` and `eval()` (dropout, drop path, batch norm).
+    """
+
+    def __init__(self, program: Program, tensors: Mapping[str, Tensor], persistent: Iterable[str]):
+        """`tensors`: every stored tensor by name, parameters as nn.Parameter; `persistent`: those in the state dict, in its order."""
+        super().__init__()
+        self._program = program
+        kept = dict.fromkeys(persistent)
+        for name in (*kept, *(n for n in tensors if n not in kept)):
+            owner, tensor = _owner(self, name), tensors[name]
+            leaf = name.rpartition(".")[2]
+            if isinstance(tensor, nn.Parameter):
+                owner.register_parameter(leaf, tensor)
+            else:
+                owner.register_buffer(leaf, tensor, persistent=name in kept)
+        self._places = {
+            mode: tuple((_owner(self, name), name.rpartition(".")[2]) for name in names)
+            for mode, names in program.tensors.items()
+        }
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        places = self._places["train" if self.training else "eval"]
+        tensors = [getattr(owner, leaf) for owner, leaf in places]
+        return self._program.run(self.training, tensors, self._program.signature.flatten(args, kwargs))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Network":
+        super()._apply(fn, recurse)
+        if (first := next((t for t in (*self.parameters(), *self.buffers())), None)) is not None:
+            self._program.move(first.device)
+        return self
+
+    @property
+    def program(self) -> Program:
+        return self._program
+
+
+def _owner(root: nn.Module, name: str) -> nn.Module:
+    """The module along the path of `name`, made of plain modules where it is missing."""
+    for part in name.split(".")[:-1]:
+        if part not in root._modules:
+            root.add_module(part, nn.Module())
+        root = root.get_submodule(part)
+    return root

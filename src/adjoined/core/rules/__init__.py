@@ -1,0 +1,15 @@
+"""Operator → rule: one table, grouped by kind. Coverage grows by adding rules here, never by adding models.
+
+A rule reads a `Call` and returns the dimensions of the output, a tuple (of a list, for several outputs). What it
+cannot follow it pins, or raises `Mismatch`/`NotImplementedError`: then all axes that touch the call are pinned.
+"""
+
+from adjoined.core.rules import contract, create, normalise, pointwise, spatial, view
+from adjoined.core.walk import Rule
+
+__all__ = ["RULES"]
+
+RULES: dict[str, Rule] = {}
+for _group in (pointwise, view, contract, normalise, spatial, create):
+    assert not RULES.keys() & _group.RULES.keys(), RULES.keys() & _group.RULES.keys()
+    RULES |= _group.RULES

@@ -1,0 +1,85 @@
+"""Tensors made inside the graph, and indexing by tensors."""
+
+import torch
+from torch.fx import Node
+
+from adjoined.core.dims import Dim, fresh
+from adjoined.core.walk import Call, Dims, Rule, hint
+
+
+def filled(call: Call) -> Dims:
+    """One value, or noise, everywhere: the sizes are free to follow what the tensor meets."""
+    out = tuple(fresh(n) for n in call.out)
+    name = next((n for n in ("size", "sizes") if isinstance(call.args.get(n), (list, tuple))), None)
+    for i, dim in enumerate(out):
+        if name is None or not call.bind(name, i, dim):
+            call.pin(dim, "a constant made inside the model")
+    return out
+
+
+def counted(call: Call) -> Dims:
+    """Values that depend on their place: pinned."""
+    return tuple(call.fixed(n, "a constant made inside the model") for n in call.out)
+
+
+def index(call: Call) -> Dims:
+    """`x[i, :, j]` with index tensors; their dimensions replace the indexed ones, in front if these are apart."""
+    x, picks = list(call.dims("self")), list(call["indices"])
+    picks += [None] * (len(x) - len(picks))
+    at = [i for i, p in enumerate(picks) if isinstance(p, Node)]
+    if any(p.meta["val"].dtype in (torch.bool, torch.uint8) for p in picks if isinstance(p, Node)):
+        raise NotImplementedError("indexed by a mask")
+    for i in at:
+        call.fix(x[i], "indexed by a tensor")
+    ndim = max(len(call.shape(picks[i])) for i in at)
+    joined: list[Dim] = [()] * ndim
+    for i in at:
+        for j, dim in enumerate(reversed(call.dims(picks[i]))):
+            if joined[-1 - j] and dim:
+                call.unify(joined[-1 - j], dim)
+            joined[-1 - j] = joined[-1 - j] or dim
+    rest = [d for i, d in enumerate(x) if i not in at]
+    first = at[0] if at == list(range(at[0], at[-1] + 1)) else 0
+    return tuple(rest[:first] + joined + rest[first:])
+
+
+def index_select(call: Call) -> Dims:
+    x = list(call.dims("self"))
+    at = call["dim"] % len(x)
+    call.fix(x[at], "indexed by a tensor")
+    x[at] = call.dims("index")[0]
+    return tuple(x)
+
+
+def gather(call: Call) -> Dims:
+    """Along `dim` by an index of the same rank; the other dimensions go together where their sizes agree."""
+    x, picks = call.dims("self"), call.dims("index")
+    at = call["dim"] % len(x)
+    call.fix(x[at], "indexed by a tensor")
+    for i, (a, b) in enumerate(zip(x, picks, strict=True)):
+        if i != at and call.shape("self")[i] == call.shape("index")[i]:
+            call.unify(a, b)
+        elif i != at:
+            call.pin(a, "gathered in part")
+    return picks
+
+
+def one_hot(call: Call) -> Dims:
+    return (*call.dims("self"), call.fixed(hint(call.out[-1]), "classes"))
+
+
+def meshgrid(call: Call) -> list[Dims | None]:
+    return [tuple(call.fixed(n, "a grid made inside the model") for n in out) for out in call.outs]
+
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(
+        "zeros ones full empty rand randn new_zeros new_ones new_full new_empty scalar_tensor".split(), filled
+    ),
+    **dict.fromkeys("arange linspace eye randperm randint tril_indices".split(), counted),
+    "index": index,
+    "index_select": index_select,
+    "gather": gather,
+    "one_hot": one_hot,
+    "meshgrid": meshgrid,
+}

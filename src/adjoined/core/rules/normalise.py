@@ -1,0 +1,94 @@
+"""Operators that reduce: normalisations, softmax, means and norms."""
+
+from adjoined.core.dims import Dim, regroup, size
+from adjoined.core.walk import Call, Dims, Rule
+
+
+def layer_norm(call: Call) -> Dims:
+    """Normalised over the last dimensions, which the affine parameters share."""
+    x = call.dims("input")
+    n = len(call["normalized_shape"])
+    for name in ("weight", "bias"):
+        if call.get(name) is not None:
+            for a, b in zip(x[-n:], call.dims(name), strict=True):
+                call.unify(a, b)
+    for i, dim in enumerate(x[-n:]):
+        call.mark(dim, "normalised")
+        call.bind("normalized_shape", i, dim)
+    return x
+
+
+def batch_norm(call: Call) -> Dims:
+    """Normalised over everything but dimension 1, which parameters and statistics share."""
+    x = call.dims("input")
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        if call.get(name) is not None:
+            call.unify(x[1], call.dims(name)[0])
+    return x
+
+
+def group_norm(call: Call) -> Dims:
+    x, groups = call.dims("input"), call["num_groups"]
+    for name in ("weight", "bias"):
+        if call.get(name) is not None:
+            call.unify(x[1], call.dims(name)[0])
+    outer, inner = regroup(x[1], [groups, size(x[1]) // groups])
+    call.pin(outer, "number of groups of a normalisation")
+    call.mark(inner, "normalised")
+    return call.dims("input")
+
+
+def softmax(call: Call) -> Dims:
+    """What it runs over are tokens or classes; the other dimensions of an attention map are its heads."""
+    x = call.dims("self")
+    at = call["dim"] % len(x)
+    call.fix(x[at], "softmax runs over it")
+    if len(x) >= 3:
+        for i, dim in enumerate(x):
+            if i != at:
+                call.mark(dim, "attended")
+    return x
+
+
+def reduction(call: Call) -> Dims:
+    x = call.dims("self")
+    which = call.get("dim", list(range(len(x))))
+    gone = {d % len(x) for d in ([which] if isinstance(which, int) else which)} or set(range(len(x)))
+    for d in gone:
+        call.mark(x[d], "reduced")
+    keep = bool(call.get("keepdim", False))
+    return tuple(() if i in gone else dim for i, dim in enumerate(x) if keep or i not in gone)
+
+
+def reductions(call: Call) -> list[Dims | None]:
+    return [reduction(call)] * len(call.outs)
+
+
+def norm(call: Call) -> Dims:
+    """A norm divides what it was taken of (`F.normalize`): a normalisation over its dimensions."""
+    x = call.dims("self")
+    which = call.get("dim", list(range(len(x))))
+    for d in [which] if isinstance(which, int) else which:
+        call.mark(x[d % len(x)], "normalised")
+    return reduction(call)
+
+
+def arg_reduction(call: Call) -> Dims:
+    out = reduction(call)
+    x = call.dims("self")
+    which: list[Dim] = list(x) if call.get("dim") is None else [x[call["dim"] % len(x)]]
+    for dim in which:
+        call.pin(dim, "positions in it are counted")
+    return out
+
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(["layer_norm", "rms_norm"], layer_norm),
+    **dict.fromkeys(["softmax", "_softmax", "log_softmax", "_log_softmax"], softmax),
+    **dict.fromkeys(["mean", "sum", "amax", "amin", "prod", "std", "var", "any", "all", "logsumexp"], reduction),
+    **dict.fromkeys(["max", "min", "var_mean", "std_mean"], reductions),
+    **dict.fromkeys(["linalg_vector_norm", "norm"], norm),
+    **dict.fromkeys(["argmax", "argmin"], arg_reduction),
+    "batch_norm": batch_norm,
+    "group_norm": group_norm,
+}

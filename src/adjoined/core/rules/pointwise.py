@@ -1,0 +1,65 @@
+"""Entry by entry: operands broadcast against each other, every axis is carried."""
+
+from adjoined.core.dims import Dim, fresh
+from adjoined.core.walk import Call, Dims, Rule
+
+UNARY = """
+    abs alias bitwise_not ceil celu clamp clamp_max clamp_min clone contiguous cos deg2rad detach dropout elu erf exp
+    expm1 floor gelu hardsigmoid hardswish hardtanh isfinite isinf isnan leaky_relu lift_fresh_copy log log1p
+    log_sigmoid logical_not mish neg ones_like rand_like randn_like reciprocal relu relu6 round rsqrt selu sigmoid
+    sign silu sin softplus softsign sqrt square tan tanh to trunc zero zeros_like full_like empty_like bernoulli
+    nan_to_num _to_copy type_as to_copy threshold alpha_dropout feature_dropout fill
+""".split()
+BINARY = """
+    add addcdiv addcmul atan2 bitwise_and bitwise_or div eq floor_divide fmod ge gt le lerp logical_and logical_or
+    logical_xor lt masked_fill maximum minimum mul ne pow prelu remainder rsub sub where __and __or xlogy
+""".split()
+SAME_ORIGIN = {"alias", "clone", "contiguous", "detach", "to", "type_as", "lift_fresh_copy"}
+
+
+def unary(call: Call) -> Dims:
+    """The first tensor gives the axes; `type_as` and the like take only a type from the others."""
+    first = call.tensors()[0]
+    if first in call.walk.origin and call.node.target._schema.name.split("::")[-1] in SAME_ORIGIN:  # type: ignore[union-attr]
+        call.walk.origin[call.node] = call.walk.origin[first]
+    return call.dims(first)
+
+
+def binary(call: Call) -> Dims:
+    """Right-aligned broadcasting: equal sizes are one axis, size 1 gives way."""
+    nodes = call.tensors()
+    ndim = len(call.out)
+    out: list[Dim] = []
+    for i in range(ndim):
+        group = []
+        for node in nodes:
+            dims = call.dims(node)
+            j = i - (ndim - len(dims))
+            if j >= 0 and dims[j]:
+                group.append((node, dims[j]))
+        for _, other in group[1:]:
+            call.unify(group[0][1], other)
+        out.append(group[0][1] if group else fresh(call.out[i]))
+        if _is_residual(call) and sum(call.is_active(node) for node, _ in group) > 1:
+            call.mark(out[-1], "residual")
+    return tuple(out)
+
+
+def _is_residual(call: Call) -> bool:
+    return call.node.target._schema.name.split("::")[-1].rstrip("_") in ("add", "sub", "lerp")  # type: ignore[union-attr]
+
+
+def copy(call: Call) -> Dims:
+    """`self.copy_(src)`: both are one from here on."""
+    out, src = call.dims("self"), call.dims("src")
+    for a, b in zip(out[len(out) - len(src) :], src, strict=True):
+        if b:
+            call.unify(a, b)
+    return out
+
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(UNARY, unary),
+    **dict.fromkeys(BINARY, binary),
+    "copy": copy,
+}

@@ -1,0 +1,296 @@
+"""Reshaping, moving, cutting and joining dimensions."""
+
+import math
+from collections.abc import Sequence
+
+from adjoined.core.dims import Dim, Mismatch, concat, fresh, leaves, regroup, size, split_parts
+from adjoined.core.walk import Call, Dims, Rule, hint
+
+
+def reshape(call: Call) -> Dims:
+    """Row-major regrouping, segment by segment, so that one segment that cannot be followed pins only itself."""
+    name = next((n for n in ("shape", "size", "sizes") if n in call.args and n != "dim"), None)
+    out = _regroup_segments(call, call.dims("self"), call.shape("self"), call.out)
+    if name is not None and isinstance(call[name], (list, tuple)) and len(call[name]) == len(out):
+        for i, dim in enumerate(out):
+            call.bind(name, i, dim)
+    return out
+
+
+def _regroup_segments(call: Call, dims: Dims, have: Sequence[int], want: Sequence[int]) -> Dims:
+    out: dict[int, Dim] = {j: () for j, n in enumerate(want) if n == 1}
+    left = [i for i, n in enumerate(have) if n != 1]
+    right = [j for j, n in enumerate(want) if n != 1]
+    while left:
+        ins, outs = [left.pop(0)], [right.pop(0)]
+        while (a := math.prod(have[i] for i in ins)) != (b := math.prod(want[j] for j in outs)):
+            (ins if a < b else outs).append((left if a < b else right).pop(0))
+        group = tuple(atom for i in ins for atom in dims[i])
+        try:
+            pieces = regroup(group, [want[j] for j in outs])
+        except Mismatch as error:
+            call.pin(group, f"reshape not followed: {error}")
+            pieces = [call.pinned(want[j], f"reshape not followed: {error}", group) for j in outs]
+        out |= dict(zip(outs, pieces, strict=True))
+    return tuple(out[j] for j in range(len(want)))
+
+
+def unflatten(call: Call) -> Dims:
+    out = _regroup_segments(call, call.dims("self"), call.shape("self"), call.out)
+    at = call["dim"] % len(call.shape("self"))
+    for i in range(len(call["sizes"])):
+        call.bind("sizes", i, out[at + i])
+    return out
+
+
+def reshape_as(call: Call) -> Dims:
+    out = _regroup_segments(call, call.dims("self"), call.shape("self"), call.out)
+    for a, b in zip(out, call.dims("other"), strict=True):
+        call.unify(a, b)
+    return out
+
+
+def permute(call: Call) -> Dims:
+    dims = call.dims("self")
+    order = [i % len(dims) for i in call["dims"]]
+    call.carry_origin("self", order)
+    return tuple(dims[i] for i in order)
+
+
+def transpose(call: Call) -> Dims:
+    dims = list(call.dims("self"))
+    order = list(range(len(dims)))
+    if len(dims) > 1:
+        i, j = (call.get(a, d) % len(dims) for a, d in zip(_swap_names(call), (0, 1), strict=True))
+        order[i], order[j] = j, i
+    call.carry_origin("self", order)
+    return tuple(dims[k] for k in order)
+
+
+def _swap_names(call: Call) -> tuple[str, str]:
+    return ("axis0", "axis1") if "axis0" in call.args else ("dim0", "dim1")
+
+
+def movedim(call: Call) -> Dims:
+    dims = call.dims("self")
+    src, dst = ([v % len(dims) for v in ([x] if isinstance(x, int) else x)] for x in (call["source"], call["destination"]))  # fmt: skip
+    order = [i for i in range(len(dims)) if i not in src]
+    for d, s in sorted(zip(dst, src, strict=True)):
+        order.insert(d, s)
+    return tuple(dims[i] for i in order)
+
+
+def squeeze(call: Call) -> Dims:
+    dims, shape = call.dims("self"), call.shape("self")
+    which = call.get("dim", list(range(len(dims))))
+    gone = {d % len(dims) for d in ([which] if isinstance(which, int) else which)}
+    return tuple(d for i, d in enumerate(dims) if not (i in gone and shape[i] == 1))
+
+
+def unsqueeze(call: Call) -> Dims:
+    dims = list(call.dims("self"))
+    dims.insert(call["dim"] % (len(dims) + 1), ())
+    return tuple(dims)
+
+
+def expand(call: Call) -> Dims:
+    dims = call.dims("self")
+    dims = ((),) * (len(call.out) - len(dims)) + dims
+    out = tuple(d if size(d) == n else fresh(n) for d, n in zip(dims, call.out, strict=True))
+    for i, dim in enumerate(out):
+        call.bind("size", i, dim)
+    return out
+
+
+def expand_as(call: Call) -> Dims:
+    dims = call.dims("self")
+    dims = ((),) * (len(call.out) - len(dims)) + dims
+    for a, b in zip(dims, call.dims("other"), strict=True):
+        if a:
+            call.unify(a, b)
+    return call.dims("other")
+
+
+def repeat(call: Call) -> Dims:
+    name = "repeats" if "repeats" in call.args else "dims"
+    times = [hint(getattr(n, "meta", {}).get("val", n)) for n in call[name]]
+    dims = call.dims("self")
+    times = [1] * (len(dims) - len(times)) + times
+    dims = ((),) * (len(times) - len(dims)) + dims
+    out = []
+    for i, (dim, n) in enumerate(zip(dims, times, strict=True)):
+        if dim:
+            out.append((*call.fixed(n, "repeats"), *dim))
+        else:
+            out.append(fresh(n))
+            call.bind(name, i - (len(times) - len(call[name])), out[-1])
+    return tuple(out)
+
+
+def repeat_interleave(call: Call) -> Dims:
+    if not isinstance(call["repeats"], int) or call["dim"] is None:
+        raise NotImplementedError("repeats given as a tensor")
+    dims = list(call.dims("self"))
+    at = call["dim"] % len(dims)
+    dims[at] = (*dims[at], *call.fixed(call["repeats"], "repeats"))
+    return tuple(dims)
+
+
+def select(call: Call) -> Dims:
+    dims = call.dims("self")
+    at = call["dim"] % len(dims)
+    call.fix(dims[at], "one entry of it is selected")
+    return dims[:at] + dims[at + 1 :]
+
+
+def unbind(call: Call) -> list[Dims | None]:
+    dims = call.dims("self")
+    at = call.get("dim", 0) % len(dims)
+    call.fix(dims[at], "it is taken apart")
+    return [dims[:at] + dims[at + 1 :]] * len(call.outs)
+
+
+def slice_(call: Call) -> Dims:
+    """A slice is the whole, one of n equal parts (a factor), or one of several unlike parts."""
+    dims, shape = list(call.dims("self")), call.shape("self")
+    at = call.get("dim", 0) % len(dims)
+    n, length = shape[at], call.out[at]
+    if length == n:
+        return tuple(dims)
+    start = hint(getattr(call.get("start", 0), "meta", {}).get("val", call.get("start", 0)))
+    start = min(max(start + n if start < 0 else start, 0), n)
+    try:
+        if call.get("step", 1) != 1:
+            raise Mismatch("a step")
+        before, dims[at] = _take(call, dims[at], n, start, length)
+        ends_at_end = start + length == n and call.get("end", n) >= n
+        bound = call.bind("start", None, before) if start else True
+        bound = (ends_at_end or call.bind("end", None, (*before, *dims[at]) if not before else concat([before, dims[at]]))) and bound  # fmt: skip
+        if not bound:
+            call.pin((*before, *dims[at]), "cut at a place that is counted otherwise")
+    except Mismatch:
+        call.pin(dims[at], "a slice of it is taken")
+        dims[at] = call.pinned(length, "a slice", dims[at])
+    return tuple(dims)
+
+
+def _take(call: Call, dim: Dim, n: int, start: int, length: int) -> tuple[Dim, Dim]:
+    """The part of `dim` before `start` and the part taken, as dimensions."""
+    atoms = leaves(dim)
+    if n % length == 0 and start % length == 0 and not (len(atoms) == 1 and atoms[0].parts):
+        outer, part = regroup(dim, [n // length, length])
+        call.fix(outer, "equal parts of it are taken")
+        times = start // length
+        return ((*call.fixed(times, "parts"), *part) if times else ()), part
+    parts = split_parts(dim, [m for m in (start, length, n - start - length) if m])
+    return (parts[0], parts[1]) if start else ((), parts[0])
+
+
+def split(call: Call) -> list[Dims | None]:
+    """`split`, `split_with_sizes`, `chunk`: equal parts share an axis, unlike parts get one each."""
+    dims = call.dims("self")
+    at = call.get("dim", 0) % len(dims)
+    sizes = [out[at] for out in call.outs]
+    name = next((n for n in ("split_sizes", "split_size") if n in call.args), None)
+    try:
+        parts = _parts(call, dims[at], sizes)
+    except Mismatch as error:
+        call.pin(dims[at], f"it is split: {error}")
+        parts = [call.pinned(n, "a part", dims[at]) for n in sizes]
+    if name is not None:
+        literal = call[name]
+        for i, part in enumerate(parts if isinstance(literal, (list, tuple)) else parts[:1]):
+            call.bind(name, i if isinstance(literal, (list, tuple)) else None, part)
+    return [(*dims[:at], part, *dims[at + 1 :]) for part in parts]
+
+
+def _parts(call: Call, dim: Dim, sizes: list[int]) -> list[Dim]:
+    atoms = leaves(dim)
+    if len(set(sizes)) == 1 and not (len(atoms) == 1 and atoms[0].parts):
+        outer, part = regroup(dim, [len(sizes), sizes[0]])
+        call.fix(outer, "equal parts of it are taken")
+        return [part] * len(sizes)
+    if len(atoms) == 1:
+        if "chunks" in call.args:
+            raise Mismatch("unequal chunks")
+        return split_parts(dim, sizes)
+    unit = math.gcd(*sizes)
+    outer, part = regroup(dim, [size(dim) // unit, unit])
+    call.fix(outer, "parts of it are taken")
+    return [(*call.fixed(n // unit, "parts"), *part) for n in sizes]
+
+
+def cat(call: Call) -> Dims:
+    """Equal parts become (n, part), one axis for all; unlike parts stay apart within one dimension."""
+    nodes = [n for n in call["tensors"] if not (len(call.shape(n)) == 1 and call.shape(n)[0] == 0)]
+    all_dims = [call.dims(n) for n in nodes]
+    at = call.get("dim", 0) % len(call.out)
+    out = []
+    for i in range(len(call.out)):
+        column = [dims[i] for dims in all_dims]
+        if i != at:
+            for other in column[1:]:
+                call.unify(column[0], other)
+            out.append(column[0])
+        elif len(column) == 1:
+            out.append(column[0])
+        elif len({size(d) for d in column}) == 1 and column[0]:
+            for other in column[1:]:
+                call.unify(column[0], other)
+            out.append((*call.fixed(len(column), "parts joined"), *column[0]))
+        else:
+            out.append(concat(column))
+    return tuple(out)
+
+
+def stack(call: Call) -> Dims:
+    all_dims = [call.dims(n) for n in call["tensors"]]
+    for dims in all_dims[1:]:
+        for a, b in zip(all_dims[0], dims, strict=True):
+            call.unify(a, b)
+    out = list(all_dims[0])
+    out.insert(call.get("dim", 0) % len(call.out), call.fixed(len(all_dims), "stacked"))
+    return tuple(out)
+
+
+def ordered(call: Call) -> Dims:
+    """Operators whose result depends on the order of the entries along a dimension: that dimension stays whole."""
+    dims = call.dims("self")
+    which = call.get("dims", call.get("dim", list(range(len(dims)))))
+    for d in [which] if isinstance(which, int) else which:
+        call.pin(dims[d % len(dims)], "the order of its entries matters")
+    return dims
+
+
+def pixel_shuffle(call: Call) -> Dims:
+    *lead, c, h, w = call.dims("self")
+    r = call["upscale_factor"]
+    out, rh, rw = regroup(c, [size(c) // r**2, r, r])
+    for factor in (rh, rw):
+        call.fix(factor, "pixels")
+    return (*lead, out, (*h, *rh), (*w, *rw))
+
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(["reshape", "view", "flatten", "_unsafe_view", "_reshape_alias"], reshape),
+    **dict.fromkeys(["reshape_as", "view_as"], reshape_as),
+    **dict.fromkeys(["transpose", "swapaxes", "swapdims", "t", "numpy_T", "mT"], transpose),
+    **dict.fromkeys(["split", "split_with_sizes", "chunk"], split),
+    **dict.fromkeys(["repeat", "tile"], repeat),
+    **dict.fromkeys(["cat", "concat", "concatenate"], cat),
+    **dict.fromkeys(["roll", "flip", "cumsum", "cumprod", "tril", "triu", "sort"], ordered),
+    "unflatten": unflatten,
+    "permute": permute,
+    "movedim": movedim,
+    "squeeze": squeeze,
+    "unsqueeze": unsqueeze,
+    "expand": expand,
+    "expand_as": expand_as,
+    "repeat_interleave": repeat_interleave,
+    "select": select,
+    "unbind": unbind,
+    "slice": slice_,
+    "narrow": slice_,
+    "stack": stack,
+    "pixel_shuffle": pixel_shuffle,
+}
