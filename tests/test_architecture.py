@@ -20,10 +20,11 @@ PARTS: dict[str, set[str]] = {
     "data": {"errors"},
     "report": {"errors"},
     "importance": {"core", "errors"},
-    "export": {"core", "errors"},
+    "export": {"store", "core", "errors"},
     "search": {"core", "errors", "losses"},
-    "train": {"core", "data", "errors", "export", "importance", "losses", "models", "search"},
-    "__init__": {"core", "errors", "export", "importance", "losses", "search"},
+    "train": {"store", "core", "data", "errors", "export", "importance", "losses", "models", "search"},
+    "store": {"core", "errors"},
+    "__init__": {"store", "core", "errors", "export", "importance", "losses", "search"},
 }
 PARTS["cli"] = set(PARTS) | {"train"}
 PARTS["__main__"] = {"cli"}

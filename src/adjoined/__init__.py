@@ -6,5 +6,17 @@ from adjoined.core.plan import Plan
 from adjoined.core.twin import Adjoined
 from adjoined.errors import AdjoinedError
 from adjoined.losses import adjoined_loss
+from adjoined.store import load, save
 
-__all__ = ["Adjoined", "AdjoinedError", "Axes", "Axis", "Cost", "Plan", "adjoined_loss", "find_axes"]
+__all__ = [
+    "Adjoined",
+    "AdjoinedError",
+    "Axes",
+    "Axis",
+    "Cost",
+    "Plan",
+    "adjoined_loss",
+    "find_axes",
+    "load",
+    "save",
+]

@@ -71,14 +71,29 @@ class Axes:
 
     def __str__(self) -> str:
         rows = [("axis", "role", "block", "size", "parameters", "")]
-        rows += [(a.name, a.role, a.block, str(a.size), f"{a.params:,}", a.pinned and f"pinned: {a.pinned}" or "") for a in self.axes]  # fmt: skip
+        rows += [
+            (
+                a.name,
+                a.role,
+                a.block,
+                str(a.size),
+                f"{a.params:,}",
+                (a.pinned and f"pinned: {a.pinned}") or "",
+            )
+            for a in self.axes
+        ]
         widths = [max(len(row[i]) for row in rows) for i in range(5)]
-        return "\n".join("  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[5]]).rstrip() for row in rows)  # fmt: skip
+        return "\n".join(
+            "  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[5]]).rstrip()
+            for row in rows
+        )
 
     @property
     def blocks(self) -> tuple[str, ...]:
         """The blocks that own heads or hidden units that can be cut, in the order of the model."""
-        return tuple(dict.fromkeys(a.block for a in self.axes if a.role in ("heads", "hidden") and not a.pinned))
+        return tuple(
+            dict.fromkeys(a.block for a in self.axes if a.role in ("heads", "hidden") and not a.pinned)
+        )
 
     def plan(self, alpha: Any = None, **request: Any) -> plans.Plan:
         """How many entries of each axis the small network keeps; see `adjoined.core.plan.make_plan`."""
@@ -127,7 +142,10 @@ def find_axes(model: nn.Module, example: Example) -> Axes:
         capture=captured,
         stored={key: tuple(leaves(d) for d in dims) for key, dims in walk.stored.items()},
         aliases=aliases,
-        bindings={m: {n.name: tuple(walk.bindings[n]) for n in g.fx.nodes if n in walk.bindings} for m, g in modes.items()},  # fmt: skip
+        bindings={
+            m: {n.name: tuple(walk.bindings[n]) for n in g.fx.nodes if n in walk.bindings}
+            for m, g in modes.items()
+        },
         terms=tuple(costs.Term(_module(n), leaves(d)) for n, d in walk.terms if n.graph is captured.eval.fx),
         parameters=parameters,
     )
@@ -182,8 +200,8 @@ def _collect(walk: Walk, parameters: frozenset[str], graph: fx.Graph) -> tuple[A
             for atom in plain(dim):
                 marks[atom][mark] += 1
     uses, opaque = _uses(walk)
-    roles = _roles(owners, marks, walk.stored, parameters)
     widths = [a for a in owners if a not in fixed]
+    roles = _roles(widths, marks, walk.stored, parameters)
     named = _names(widths, owners, roles)
     numel = {key: _numel(walk.stored[key]) for key in walk.stored}
     return tuple(
@@ -239,14 +257,14 @@ def _uses(walk: Walk) -> tuple[dict[Atom, list[tuple[str, int]]], dict[Atom, boo
 
 
 def _roles(
-    owners: Mapping[Atom, Any], marks: Mapping[Atom, Counter[str]], stored: Mapping[str, Dims], params: frozenset[str]
+    widths: list[Atom], marks: Mapping[Atom, Counter[str]], stored: Mapping[str, Dims], params: frozenset[str]
 ) -> dict[Atom, str]:
     """Design section 3.3, as marks left by the rules.
 
     A stream is what several producers add up in (residual additions), or what a normalisation runs over without
     being added up (the reduced keys of PVT): there no masked network equals the cut one.
     """
-    heads = {a for a in owners if marks[a]["heads"] or marks[a]["attended"]}
+    heads = {a for a in widths if marks[a]["heads"] or marks[a]["attended"]}
     beside: set[Atom] = set()
     for key in params:
         for dim in stored.get(key, ()):
@@ -254,7 +272,7 @@ def _roles(
             if any(a in heads for a in atoms):
                 beside |= set(atoms) - heads
     out = {}
-    for atom in owners:
+    for atom in widths:
         mark = marks[atom]
         if atom in heads:
             out[atom] = "heads"
@@ -267,7 +285,9 @@ def _roles(
     return out
 
 
-def _names(atoms: list[Atom], owners: Mapping[Atom, list], roles: Mapping[Atom, str]) -> dict[Atom, tuple[str, str]]:
+def _names(
+    atoms: list[Atom], owners: Mapping[Atom, list], roles: Mapping[Atom, str]
+) -> dict[Atom, tuple[str, str]]:
     """Atom → (name, block): the modules that own it, what they have in common, and its role."""
     one_stream = sum(roles[a] == "stream" for a in atoms) == 1
     homes = {}
@@ -275,7 +295,9 @@ def _names(atoms: list[Atom], owners: Mapping[Atom, list], roles: Mapping[Atom, 
         paths = [key.split(".")[:-1] for key, _ in owners[atom]]
         many = roles[atom] == "stream" and not one_stream
         homes[atom] = _home(paths) if many else _common(paths) if roles[atom] != "stream" else []
-    attended = Counter(".".join(homes[a][: i + 1]) for a in atoms if roles[a] == "heads" for i in range(len(homes[a])))
+    attended = Counter(
+        ".".join(homes[a][: i + 1]) for a in atoms if roles[a] == "heads" for i in range(len(homes[a]))
+    )
     seen: Counter[str] = Counter()
     out = {}
     for atom in atoms:

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -62,7 +62,9 @@ class Capture:
     @property
     def constants(self) -> dict[str, Tensor]:
         """Key → tensor of every constant that the graphs hold."""
-        return {f"{mode}.{name}": t.detach() for mode, g in self.graphs.items() for name, t in g.constants.items()}
+        return {
+            f"{mode}.{name}": t.detach() for mode, g in self.graphs.items() for name, t in g.constants.items()
+        }
 
 
 def normalise_example(example: Example) -> tuple[tuple, dict[str, Any]]:
@@ -141,7 +143,9 @@ def _export_free(model: nn.Module, given: Any, notes: list[str]) -> tuple[Graph,
 
 def _shares(graph: Graph, prime: int) -> bool:
     """Whether a size that does not depend on the batch is a multiple of `prime`."""
-    values = [v for n in graph.fx.nodes for v in pytree.tree_leaves(n.meta.get("val")) if isinstance(v, Tensor)]
+    values = [
+        v for n in graph.fx.nodes for v in pytree.tree_leaves(n.meta.get("val")) if isinstance(v, Tensor)
+    ]
     return any(isinstance(n, int) and n and n % prime == 0 for v in values for n in v.shape)
 
 
@@ -180,7 +184,9 @@ def _to_graph(program: torch.export.ExportedProgram) -> Graph:
             graph.erase_node(node)
     graph.eliminate_dead_code()
     inputs = tuple(n.name for n in graph.nodes if n.op == "placeholder" and n.name not in stored)
-    constants = {s.name: program.constants[s.name] for s in stored.values() if s.kind == "constant"}
+    constants = {
+        s.name: cast(Tensor, program.constants[s.name]) for s in stored.values() if s.kind == "constant"
+    }
     assert program.call_spec.out_spec is not None
     return Graph(graph, stored, inputs, program.call_spec.out_spec, constants)
 
@@ -203,7 +209,9 @@ def _inline(graph: fx.Graph, module: fx.GraphModule, env: dict[fx.Node, Any]) ->
             env[node] = _inline(graph, sub, inner)
             if "set_grad_enabled" in str(node.target) and node.args[0] is False:
                 env[node] = tuple(_detached(graph, out) for out in env[node])
-        elif str(getattr(node.target, "__name__", "")) == "getitem" and isinstance(env[node.args[0]], (tuple, list)):
+        elif str(getattr(node.target, "__name__", "")) == "getitem" and isinstance(
+            env[node.args[0]], (tuple, list)
+        ):
             env[node] = env[node.args[0]][node.args[1]]
         else:
             env[node] = graph.node_copy(node, lambda n: env[n])
@@ -225,7 +233,9 @@ def _is_assertion(node: fx.Node) -> bool:
 
 def _short(error: Exception | None) -> str:
     line = next((x.strip() for x in str(error).splitlines() if x.strip()), "")
-    return f"{type(error).__name__}: {line[:160]}" if error else "every prime batch size is a size of the model"
+    return (
+        f"{type(error).__name__}: {line[:160]}" if error else "every prime batch size is a size of the model"
+    )
 
 
 def _advice(model: nn.Module, error: Exception) -> str:
@@ -235,4 +245,3 @@ def _advice(model: nn.Module, error: Exception) -> str:
         f"torch.export cannot capture {type(model).__name__}{where}: {_short(error)}; try an example of the shape and "
         "type that forward takes, use_cache=False for language models, and torch.where in place of a branch on values"
     )
-

@@ -40,7 +40,11 @@ def check_equal(model: nn.Module, axes: Axes, plan: Plan) -> float:
     limit = TOLERANCE.get(dtype, 1e-4)
     error = self_check_error(model, axes, exact, tensors)
     if error > limit:
-        alone = {a.name: self_check_error(model, axes, {a.atom: exact[a.atom]}, tensors) for a in axes if a.atom in exact}  # fmt: skip
+        alone = {
+            a.name: self_check_error(model, axes, {a.atom: exact[a.atom]}, tensors)
+            for a in axes
+            if a.atom in exact
+        }
         name = max(alone, key=lambda n: alone[n])
         raise CheckError(
             f"cutting {name} changes more than it should: the small network differs from the masked large one by "
@@ -51,7 +55,9 @@ def check_equal(model: nn.Module, axes: Axes, plan: Plan) -> float:
     return error
 
 
-def self_check_error(model: nn.Module, axes: Axes, kept: Mapping[Atom, int], tensors: Mapping[str, Tensor]) -> float:
+def self_check_error(
+    model: nn.Module, axes: Axes, kept: Mapping[Atom, int], tensors: Mapping[str, Tensor]
+) -> float:
     """max |small − masked large| / max |masked large| on the example input, in eval mode."""
     if not kept:
         return 0.0

@@ -63,7 +63,9 @@ class Polynomial:
         """`what` ("params" or "macs") with counts, or differentiable expected counts, of the axes in `kept`."""
         merged = self._merged(what)
         split = [(c, m) for m, c in merged.items() if any(a in kept for a in m)]
-        fixed = sum(c * math.prod(a.size for a in m) for m, c in merged.items() if not any(a in kept for a in m))
+        fixed = sum(
+            c * math.prod(a.size for a in m) for m, c in merged.items() if not any(a in kept for a in m)
+        )
         return fixed + sum(c * math.prod(kept.get(a, a.size) for a in m) for c, m in split)
 
     def by_group(self, kept: Mapping[Atom, int], group: Callable[[str], str]) -> dict[str, Cost]:
@@ -71,7 +73,9 @@ class Polynomial:
         totals: dict[str, list[int]] = defaultdict(lambda: [0, 0])
         for i, table in enumerate((self.params, self.macs)):
             for path, terms in table.items():
-                totals[group(path)][i] += sum(c * math.prod(kept.get(a, a.size) for a in m) for m, c in terms.items())
+                totals[group(path)][i] += sum(
+                    c * math.prod(kept.get(a, a.size) for a in m) for m, c in terms.items()
+                )
         return {name: Cost(*pair) for name, pair in totals.items()}
 
     def _merged(self, what: str) -> dict[Monomial, int]:

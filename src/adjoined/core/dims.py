@@ -9,7 +9,19 @@ finer on its own when a later operator splits it. Nothing here knows tensors or 
 import math
 from collections.abc import Iterable, Sequence
 
-__all__ = ["Atom", "Dim", "Mismatch", "concat", "fresh", "leaves", "plain", "regroup", "size", "split_parts", "unify"]
+__all__ = [
+    "Atom",
+    "Dim",
+    "Mismatch",
+    "concat",
+    "fresh",
+    "leaves",
+    "plain",
+    "regroup",
+    "size",
+    "split_parts",
+    "unify",
+]
 
 
 class Mismatch(Exception):
@@ -108,7 +120,9 @@ def regroup(dim: Dim, sizes: Sequence[int]) -> list[Dim]:
         while want > 1:
             atom = rest.pop(0)
             if want % atom.size:
-                atom, inner = _split(atom, want) if atom.size % want == 0 else _split(atom, math.gcd(atom.size, want))
+                atom, inner = (
+                    _split(atom, want) if atom.size % want == 0 else _split(atom, math.gcd(atom.size, want))
+                )
                 rest.insert(0, inner)
             if atom.size == 1 or want % atom.size:
                 raise Mismatch(f"an axis of {atom.size} cannot give a dimension of {want}")

@@ -57,7 +57,9 @@ class Plan:
     def __post_init__(self) -> None:
         for w in self.widths:
             if not 1 <= w.kept <= w.size:
-                raise PlanError(f"{w.name} cannot keep {w.kept} of {w.size} entries; 1 to {w.size} are possible")
+                raise PlanError(
+                    f"{w.name} cannot keep {w.kept} of {w.size} entries; 1 to {w.size} are possible"
+                )
 
     def __getitem__(self, name: str) -> int:
         for w in self.widths:
@@ -84,10 +86,14 @@ class Plan:
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
             if data["schema"] > SCHEMA:
-                raise PlanError(f"{path} has plan schema {data['schema']}, this version reads up to {SCHEMA}: upgrade adjoined")  # fmt: skip
+                raise PlanError(
+                    f"{path} has plan schema {data['schema']}, this version reads up to {SCHEMA}: upgrade adjoined"
+                )
             return Plan(tuple(Width(**w) for w in data["widths"]), data["note"])
         except FileNotFoundError:
-            raise PlanError(f"there is no plan at {path}; give the plan.json of a run or what Plan.save wrote") from None
+            raise PlanError(
+                f"there is no plan at {path}; give the plan.json of a run or what Plan.save wrote"
+            ) from None
         except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError, IsADirectoryError) as error:
             raise PlanError(f"{path} holds no plan ({error!r:.80}); give what Plan.save wrote") from None
 
@@ -106,8 +112,12 @@ def check_fits(plan: Plan, axes: Iterable[AxisLike]) -> None:
     wrong = [f"{n} ({want[n]} in the plan, {have[n]} here)" for n in want if n in have and want[n] != have[n]]
     if missing or extra or wrong:
         said = [f"not in this model: {_some(missing)}"] * bool(missing)
-        said += [f"not in the plan: {_some(extra)}"] * bool(extra) + [f"other sizes: {_some(wrong)}"] * bool(wrong)
-        raise PlanError(f"the plan was made for another model; {'; '.join(said)}; make one with axes.plan(...)")
+        said += [f"not in the plan: {_some(extra)}"] * bool(extra) + [f"other sizes: {_some(wrong)}"] * bool(
+            wrong
+        )
+        raise PlanError(
+            f"the plan was made for another model; {'; '.join(said)}; make one with axes.plan(...)"
+        )
     pinned = {a.name: a.pinned for a in axes if a.pinned}
     for w in plan.widths:
         if w.kept != w.size and w.name in pinned:
@@ -145,14 +155,16 @@ def make_plan(
             can), nothing to cut.
     """
     if scope not in SCOPES:
-        raise PlanError(f"scope {scope!r} is unknown; legal are {', '.join(SCOPES)}{did_you_mean(scope, SCOPES)}")
+        raise PlanError(
+            f"scope {scope!r} is unknown; legal are {', '.join(SCOPES)}{did_you_mean(scope, SCOPES)}"
+        )
     roles = {r: f for r, f in zip(ROLES, (heads, head_dim, hidden, stream), strict=True) if f is not None}
-    given = [n for n, v in (("alpha", alpha), ("roles", roles or None), ("macs", macs), ("params", params), ("kept", kept)) if v is not None]  # fmt: skip
-    if not given or (len(given) > 1 and given != ["alpha", "roles"]):
-        raise PlanError(f"give one of alpha, factors by role, macs, params or kept; got {', '.join(given) or 'none'}")
+    _one_of(alpha=alpha, roles=roles or None, macs=macs, params=params, kept=kept)
     free = [a for a in axes if not a.pinned]
     if not free:
-        raise PlanError("the model has no axis that can be cut; print(find_axes(...)) says why each is pinned")
+        raise PlanError(
+            "the model has no axis that can be cut; print(find_axes(...)) says why each is pinned"
+        )
     if macs is not None or params is not None:
         what, budget = ("macs", macs) if macs is not None else ("params", params)
         assert budget is not None
@@ -162,8 +174,20 @@ def make_plan(
         return _build(axes, {**{a.name: a.size for a in axes}, **kept}, "kept counts")
     factors = _factors(free, alpha, roles, scope)
     counts = _divide(free, factors, strict)
-    note = f"scope={scope}, alpha={alpha}" if alpha is not None else ", ".join(f"{r}={f:g}" for r, f in roles.items())
+    note = (
+        f"scope={scope}, alpha={alpha}"
+        if alpha is not None
+        else ", ".join(f"{r}={f:g}" for r, f in roles.items())
+    )
     return _build(axes, counts, note)
+
+
+def _one_of(**requests: Any) -> None:
+    """Exactly one way to say what to keep; factors by role may refine alpha."""
+    given = [name for name, value in requests.items() if value is not None]
+    if not given or (len(given) > 1 and given != ["alpha", "roles"]):
+        got = ", ".join(given) or "none"
+        raise PlanError(f"give one of alpha, factors by role, macs, params or kept; got {got}")
 
 
 def _build(axes: Iterable[AxisLike], counts: Mapping[str, int], note: str) -> Plan:
@@ -190,7 +214,9 @@ def _factors(
             factor = by_block.get(a.block, 1) if by_block is not None else alpha if alpha is not None else 1
         out[a.name] = roles.get(a.role, factor)
         if not isinstance(out[a.name], (int, float)) or not 1 <= out[a.name] < math.inf:
-            raise PlanError(f"a factor of {out[a.name]!r} for {a.name}; give a number of at least 1 (4 keeps a quarter)")
+            raise PlanError(
+                f"a factor of {out[a.name]!r} for {a.name}; give a number of at least 1 (4 keeps a quarter)"
+            )
     return out
 
 
@@ -202,11 +228,16 @@ def _divide(free: Iterable[AxisLike], factors: Mapping[str, float], strict: bool
         if abs(counts[a.name] * factors[a.name] - a.size) > 1e-6 * a.size:
             uneven.append(a)
     if uneven:
-        fits = [str(f) for f in range(1, min(a.size for a in uneven) + 1) if all(a.size % f == 0 for a in uneven)]
+        fits = [
+            str(f) for f in range(1, min(a.size for a in uneven) + 1) if all(a.size % f == 0 for a in uneven)
+        ]
         said = f"alpha {factors[uneven[0].name]:g} does not divide {_some([f'{a.name} ({a.size})' for a in uneven])}"
         if strict:
             raise PlanError(f"{said}; factors that fit: {', '.join(fits)}")
-        warnings.warn(f"{said}: kept counts are rounded up, e.g. {counts[uneven[0].name]} of {uneven[0].size}", stacklevel=4)  # fmt: skip
+        warnings.warn(
+            f"{said}: kept counts are rounded up, e.g. {counts[uneven[0].name]} of {uneven[0].size}",
+            stacklevel=4,
+        )
     return counts
 
 
@@ -214,7 +245,9 @@ def _to_budget(axes: Any, free: Sequence[AxisLike], what: str, budget: float, sc
     """The largest plan within a budget that shrinks every axis alike: one ratio for all, then the rest filled up."""
     full: int = getattr(axes.cost(), what)
     if not budget > 0 or math.isinf(budget):
-        raise PlanError(f"a budget of {budget!r} {what}; give a fraction of the large network's {full:,} or a number")
+        raise PlanError(
+            f"a budget of {budget!r} {what}; give a fraction of the large network's {full:,} or a number"
+        )
     limit = budget * full if budget <= 1 else budget
     atoms = {a.name: next(x.atom for x in axes if x.name == a.name) for a in free}
 

@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from adjoined.core.axes import Axes
 from adjoined.core.capture import Graph
+from adjoined.core.plan import Plan
 from adjoined.core.slicing import Kept, is_cut, kept_size
 from adjoined.core.walk import Binding, op_name
 from adjoined.errors import AdjoinedError
@@ -32,7 +33,9 @@ class Signature:
         given = dict(zip(self.names, args, strict=False))
         if len(args) > len(self.names) or given.keys() & kwargs.keys() or {*given, *kwargs} != {*self.names}:
             got = [f"{len(args)} by position"] * bool(args) + [f"{k}=" for k in kwargs]
-            raise AdjoinedError(f"the network takes {', '.join(self.names)}, as captured; got {', '.join(got) or 'nothing'}")  # fmt: skip
+            raise AdjoinedError(
+                f"the network takes {', '.join(self.names)}, as captured; got {', '.join(got) or 'nothing'}"
+            )
         given |= kwargs
         return pytree.tree_leaves([given[name] for name in self.names])
 
@@ -55,7 +58,9 @@ class Program:
         for graph in dict.fromkeys((self.eval, self.train)):
             changed = False
             for node in graph.graph.nodes:
-                args, kwargs = pytree.tree_map(lambda a: device if isinstance(a, torch.device) else a, (node.args, node.kwargs))  # fmt: skip
+                args, kwargs = pytree.tree_map(
+                    lambda a: device if isinstance(a, torch.device) else a, (node.args, node.kwargs)
+                )
                 if (args, kwargs) != (node.args, node.kwargs):
                     node.args, node.kwargs, changed = args, kwargs, True
             if changed:
@@ -66,7 +71,9 @@ def build_program(model: nn.Module, axes: Axes, kept: Kept) -> Program:
     """The program of the network that keeps `kept`; `kept = {}` gives the large one's own."""
     captured = axes.capture.graphs
     graphs = {mode: shrink(graph, axes.bindings[mode], kept) for mode, graph in captured.items()}
-    tensors = {mode: tuple(s.key(mode, {}) for s in graph.stored.values()) for mode, graph in captured.items()}
+    tensors = {
+        mode: tuple(s.key(mode, {}) for s in graph.stored.values()) for mode, graph in captured.items()
+    }
     args, kwargs = axes.capture.example
     names = tuple(kwargs) or tuple(inspect.signature(model.forward).parameters)[: len(args)]
     if len(names) < len(args):
@@ -118,10 +125,16 @@ class Network(nn.Module):
     Takes and returns what the original does; follows `train()` and `eval()` (dropout, drop path, batch norm).
     """
 
-    def __init__(self, program: Program, tensors: Mapping[str, Tensor], persistent: Iterable[str]):
+    def __init__(
+        self,
+        program: Program,
+        tensors: Mapping[str, Tensor],
+        persistent: Iterable[str],
+        plan: Plan | None = None,
+    ):
         """`tensors`: every stored tensor by name, parameters as nn.Parameter; `persistent`: those in the state dict, in its order."""
         super().__init__()
-        self._program = program
+        self._program, self.plan = program, plan
         kept = dict.fromkeys(persistent)
         for name in (*kept, *(n for n in tensors if n not in kept)):
             owner, tensor = _owner(self, name), tensors[name]

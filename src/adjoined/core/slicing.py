@@ -88,6 +88,8 @@ def permute(tensor: Tensor, dims: Sequence[Dim], order: Mapping[Atom, Any]) -> T
     """`tensor` with the entries of every axis in `order` put in that order (design section 4.5)."""
     for at, dim in enumerate(dims):
         if any(atom in order for atom in plain(dim)):
-            picked = _entries(dim, lambda a: torch.as_tensor(order[a]) if a in order else torch.arange(a.size))
+            picked = _entries(
+                dim, lambda a: torch.as_tensor(order[a]) if a in order else torch.arange(a.size)
+            )
             tensor = tensor.index_select(at, picked.to(tensor.device))
     return tensor

@@ -1,6 +1,5 @@
 """Both networks as one module over one set of parameters."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from adjoined.core.walk import op_name
 from adjoined.errors import PlanError
 
 __all__ = ["Adjoined"]
+
 
 class Adjoined(nn.Module):
     """The large network and the small one cut out of its weights: `twin(x)` → (large output, small output).
@@ -65,7 +65,9 @@ class Adjoined(nn.Module):
         buffers = dict(model.named_buffers())
         for name in sorted(_changed_buffers(axes.capture.train, axes.capture.eval) & buffers.keys()):
             self._own[name] = name.replace(".", "__")
-            self.small_buffers.register_buffer(self._own[name], self._cut(name, buffers[name]).detach().clone())
+            self.small_buffers.register_buffer(
+                self._own[name], self._cut(name, buffers[name]).detach().clone()
+            )
         self._constants = {name: self._cut(name, tensor) for name, tensor in axes.capture.constants.items()}
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
@@ -80,7 +82,11 @@ class Adjoined(nn.Module):
 
     def small_tensors(self) -> dict[str, Tensor]:
         """Name → tensor of the small network; parameters are slices that autograd follows."""
-        out = {name: self._cut(name, tensor) for name, tensor in _named(self.large).items() if name not in self._own}
+        out = {
+            name: self._cut(name, tensor)
+            for name, tensor in _named(self.large).items()
+            if name not in self._own
+        }
         out |= {name: getattr(self.small_buffers, own) for name, own in self._own.items()}
         return out | self._constants
 
@@ -98,7 +104,7 @@ class Adjoined(nn.Module):
                 )
             tensors[name] = copies[id(source)]
         program = build_program(self.large, self.axes, self.axes.kept(self.plan))
-        net = Network(program, tensors, self.large.state_dict().keys())
+        net = Network(program, tensors, self.large.state_dict(), self.plan)
         net.train(self.training)
         first = next(iter(tensors.values()))
         return net.to(first.device)
@@ -141,7 +147,9 @@ def _changed_buffers(*graphs: Graph) -> set[str]:
 
 def _root(node: Any) -> fx.Node:
     """The tensor that a chain of views and in-place operators writes to."""
-    while node.op == "call_function" and (getattr(node.target, "is_view", False) or node.target._schema.is_mutable):
+    while node.op == "call_function" and (
+        getattr(node.target, "is_view", False) or node.target._schema.is_mutable
+    ):
         node = node.args[0]
     return node
 
@@ -150,5 +158,6 @@ def _check_shapes(model: nn.Module, axes: Axes) -> None:
     for name, tensor in _named(model).items():
         dims = axes.stored.get(axes.aliases.get(name, name))
         if dims is not None and [size(d) for d in dims] != list(tensor.shape):
-            raise PlanError(f"{name} changed its shape to {tuple(tensor.shape)} since find_axes; call find_axes again")
-
+            raise PlanError(
+                f"{name} changed its shape to {tuple(tensor.shape)} since find_axes; call find_axes again"
+            )

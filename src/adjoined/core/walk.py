@@ -15,7 +15,19 @@ from torch.fx import Node
 
 from adjoined.core.dims import Dim, Mismatch, fresh, leaves, size, unify
 
-__all__ = ["Binding", "Call", "Dims", "Pin", "Rule", "Use", "Walk", "hint", "op_name", "source_line", "walk_graph"]
+__all__ = [
+    "Binding",
+    "Call",
+    "Dims",
+    "Pin",
+    "Rule",
+    "Use",
+    "Walk",
+    "hint",
+    "op_name",
+    "source_line",
+    "walk_graph",
+]
 
 Dims = tuple[Dim, ...]
 Rule = Callable[["Call"], "Dims | list[Dims | None] | None"]
@@ -61,7 +73,9 @@ class Walk:
 
     stored: dict[str, Dims] = field(default_factory=dict)
     dims: dict[Node, Any] = field(default_factory=dict)
-    origin: dict[Node, tuple[str, tuple[int, ...]]] = field(default_factory=dict)  # stored tensor, its dims in order
+    origin: dict[Node, tuple[str, tuple[int, ...]]] = field(
+        default_factory=dict
+    )  # stored tensor, its dims in order
     active: set[Node] = field(default_factory=set)
     pins: list[Pin] = field(default_factory=list)
     marks: list[tuple[Dim, str, Node]] = field(default_factory=list)
@@ -228,7 +242,9 @@ def _apply(node: Node, walk: Walk, rules: Mapping[str, Rule]) -> Any:
     try:
         out = rule(call)
     except (Mismatch, NotImplementedError) as error:
-        return _unknown(node, walk, f"{op_name(node)}: {error}" if str(error) else f"{op_name(node)} not followed")
+        return _unknown(
+            node, walk, f"{op_name(node)}: {error}" if str(error) else f"{op_name(node)} not followed"
+        )
     if isinstance(out, list) and not many:
         out = out[0]
     got = [out] if isinstance(out, tuple) else out
@@ -246,7 +262,10 @@ def _unknown(node: Node, walk: Walk, why: str) -> Any:
             walk.pin(dim, why, node)
     value = node.meta.get("val")
     many = isinstance(value, (list, tuple))
-    out = [None if not isinstance(v, torch.Tensor) else tuple(fresh(n) for n in _sizes(v)) for v in (value if many else [value])]  # fmt: skip
+    out = [
+        None if not isinstance(v, torch.Tensor) else tuple(fresh(n) for n in _sizes(v))
+        for v in (value if many else [value])
+    ]
     for dims in out:
         for dim in dims or ():
             walk.pin(dim, why, node)

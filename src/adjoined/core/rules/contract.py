@@ -50,7 +50,9 @@ def _product(call: Call, left: Node, right: Node) -> Dims:
             call.mark(dim, "heads")
         call.mark(a[-1], "contracted")
     else:
-        weight, index, out = (left, len(a) - 1, a[-2]) if call.is_active(right) else (right, len(b) - 2, b[-1])
+        weight, index, out = (
+            (left, len(a) - 1, a[-2]) if call.is_active(right) else (right, len(b) - 2, b[-1])
+        )
         _weigh(call, right if weight is left else left, weight, a[-1], index)
         call.mark(out, "produced")
     call.cost(*batch, a[-2], a[-1], b[-1])
@@ -151,7 +153,9 @@ def conv(call: Call) -> Dims:
         call.bind("groups", None, ins[0])
     if call["bias"] is not None:
         call.unify(call.dims("bias")[0], w[0])
-    pointlike = all(n == 1 for n in call.shape("weight")[2:]) and call.out[-rank:] == call.shape("input")[-rank:]
+    pointlike = (
+        all(n == 1 for n in call.shape("weight")[2:]) and call.out[-rank:] == call.shape("input")[-rank:]
+    )
     if not pointlike:
         for dim in places:
             call.fix(dim, "positions")

@@ -85,7 +85,9 @@ def arg_reduction(call: Call) -> Dims:
 RULES: dict[str, Rule] = {
     **dict.fromkeys(["layer_norm", "rms_norm"], layer_norm),
     **dict.fromkeys(["softmax", "_softmax", "log_softmax", "_log_softmax"], softmax),
-    **dict.fromkeys(["mean", "sum", "amax", "amin", "prod", "std", "var", "any", "all", "logsumexp"], reduction),
+    **dict.fromkeys(
+        ["mean", "sum", "amax", "amin", "prod", "std", "var", "any", "all", "logsumexp"], reduction
+    ),
     **dict.fromkeys(["max", "min", "var_mean", "std_mean"], reductions),
     **dict.fromkeys(["linalg_vector_norm", "norm"], norm),
     **dict.fromkeys(["argmax", "argmin"], arg_reduction),

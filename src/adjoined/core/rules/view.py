@@ -73,7 +73,10 @@ def _swap_names(call: Call) -> tuple[str, str]:
 
 def movedim(call: Call) -> Dims:
     dims = call.dims("self")
-    src, dst = ([v % len(dims) for v in ([x] if isinstance(x, int) else x)] for x in (call["source"], call["destination"]))  # fmt: skip
+    src, dst = (
+        [v % len(dims) for v in ([x] if isinstance(x, int) else x)]
+        for x in (call["source"], call["destination"])
+    )
     order = [i for i in range(len(dims)) if i not in src]
     for d, s in sorted(zip(dst, src, strict=True)):
         order.insert(d, s)
@@ -165,7 +168,10 @@ def slice_(call: Call) -> Dims:
         before, dims[at] = _take(call, dims[at], n, start, length)
         ends_at_end = start + length == n and call.get("end", n) >= n
         bound = call.bind("start", None, before) if start else True
-        bound = (ends_at_end or call.bind("end", None, (*before, *dims[at]) if not before else concat([before, dims[at]]))) and bound  # fmt: skip
+        bound = (
+            ends_at_end
+            or call.bind("end", None, (*before, *dims[at]) if not before else concat([before, dims[at]]))
+        ) and bound
         if not bound:
             call.pin((*before, *dims[at]), "cut at a place that is counted otherwise")
     except Mismatch:
