@@ -78,7 +78,7 @@ def test_t2t_vit_14_is_the_paper_s():
 
 
 def test_every_network_is_here():
-    assert set(local_models()) == set(SIZES)
+    assert set(local_models()) == {*SIZES, "digits_vit"}
 
 
 def official_state(tokens, *, d=384, e=64, depth=14, mlp=1152):

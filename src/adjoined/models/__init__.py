@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from .digits_vit import digits_vit
 from .t2t_vit import (
     T2TViT,
     t2t_vit_7,
@@ -20,6 +21,7 @@ from .t2t_vit import (
 
 __all__ = [
     "T2TViT",
+    "digits_vit",
     "local_models",
     "t2t_vit_7",
     "t2t_vit_10",
@@ -36,6 +38,7 @@ __all__ = [
 def local_models() -> dict[str, Callable[..., nn.Module]]:
     """Constructors by name, e.g. `local_models()["t2t_vit_14"](num_classes=10, img_size=32, in_chans=3)`."""
     constructors: tuple[Any, ...] = (
+        digits_vit,
         t2t_vit_7,
         t2t_vit_10,
         t2t_vit_12,

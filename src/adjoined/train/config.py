@@ -1,0 +1,140 @@
+"""Everything that decides a compress run, as one frozen record; the command line is made from it."""
+
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+
+from adjoined.errors import AdjoinedError, did_you_mean
+
+__all__ = ["FREE_ON_RESUME", "CompressConfig", "check_config", "load_config", "save_config"]
+
+# What a resumed run may change: where and how fast it runs, never what it computes.
+FREE_ON_RESUME = frozenset({"out", "device", "workers", "cache", "log_seconds", "resume"})
+
+
+Cache = Literal["auto", "memory", "none"]
+Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["auto", "fp32", "bf16"]
+Schedule = Literal["cosine", "constant"]
+Scope = Literal["inner", "full"]
+
+
+@dataclass(frozen=True)
+class CompressConfig:
+    """Each field is a flag of `adjoined compress`, annotated with its help."""
+
+    model: Annotated[str, "network: a timm name, a local name (t2t_vit_14) or package.module:callable"] = (
+        "digits_vit"
+    )
+    model_args: Annotated[
+        dict[str, Any], "more arguments of the model's constructor, e.g. drop_path_rate"
+    ] = field(default_factory=dict)
+    img_size: Annotated[int | None, "height and width of the pictures, pixels; null: the model's own"] = None
+    pretrained: Annotated[bool, "start from timm's pretrained weights (needs the hub)"] = False
+    checkpoint: Annotated[str | None, "start from the weights in this file (PyTorch or safetensors)"] = None
+
+    data: Annotated[str, "digits, a folder, hf:NAME, wds:PATTERN or torchvision:NAME"] = "digits"
+    data_fingerprint: Annotated[
+        str | None, "refuse data with another fingerprint; every run notes its own"
+    ] = None
+    augment: Annotated[str, "auto (by the data), none, light, affine, or a timm policy (rand-m9-mstd0.5)"] = (
+        "auto"
+    )
+    cache: Annotated[Cache, "hold decoded pictures in memory; auto: small ones, up to 1 GiB a split"] = "auto"
+    workers: Annotated[int, "processes that decode pictures"] = 2
+
+    alpha: Annotated[float | None, "compression factor, size / kept of each width in scope; null: 4"] = None
+    plan: Annotated[str | None, "keep what this file (RUN/plan.json) says, instead of alpha"] = None
+    macs: Annotated[
+        float | None, "budget: multiply-adds a picture, as a number or a fraction of the large's"
+    ] = None
+    params: Annotated[
+        float | None, "budget: parameters, as a number or a fraction of the large network's"
+    ] = None
+    scope: Annotated[Scope, "what is cut: inner (heads, hidden units) or full (the stream too)"] = "inner"
+
+    epochs: Annotated[int, "epochs of adjoined training"] = 30
+    base_epochs: Annotated[
+        int | None, "epochs of the large network alone first; null: epochs, 0 with weights"
+    ] = None
+    max_steps: Annotated[int | None, "steps after which each phase stops, for trying out"] = None
+    batch_size: Annotated[int, "pictures a step"] = 64
+    lr: Annotated[float, "peak learning rate of adjoined training"] = 5e-4
+    base_lr: Annotated[float | None, "peak learning rate of the large network alone; null: lr"] = None
+    schedule: Annotated[Schedule, "learning rate: cosine (falls to 0 at the end) or constant"] = "cosine"
+    warmup_epochs: Annotated[float, "epochs in which the rate rises from 0; at most a quarter of a phase"] = (
+        2.0
+    )
+    weight_decay: Annotated[float, "AdamW's decay of weight matrices; biases and norms have none"] = 0.05
+    clip_grad: Annotated[float | None, "largest norm of the gradient; null: any"] = 1.0
+
+    detach_large: Annotated[bool, "stop the gradient of the KL term at the large network"] = False
+    small_ce: Annotated[float, "weight of a label term for the small network"] = 0.0
+    kl_weight: Annotated[float, "weight of the KL term, beside its schedule λ(t) = min(4t², 1)"] = 1.0
+    label_smoothing: Annotated[float, "share of the target given to all classes alike, 0 to 1"] = 0.0
+
+    seed: Annotated[int, "seed of the weights, the order of the data and augmentation"] = 0
+    device: Annotated[Device, "where to train; auto: the accelerator if there is one"] = "auto"
+    precision: Annotated[Precision, "auto: bf16 where the device has it, fp32 on CPU"] = "auto"
+    log_seconds: Annotated[float, "seconds between lines of progress where the output is no terminal"] = 20.0
+
+    out: Annotated[str | None, "folder of the run; null: runs/MODEL-DATA, numbered if that exists"] = None
+    resume: Annotated[bool, "go on with the run in out (null: the last one)"] = False
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether no weights are given, so that the large network is to be trained alone first."""
+        return not (self.pretrained or self.checkpoint)
+
+
+def check_config(config: CompressConfig) -> CompressConfig:
+    """The config with base_epochs and base_lr filled in. Raises AdjoinedError for what cannot be meant."""
+    for name, low in (
+        ("epochs", 1),
+        ("batch_size", 1),
+        ("base_epochs", 0),
+        ("max_steps", 1),
+        ("workers", 0),
+        ("img_size", 1),
+    ):
+        value = getattr(config, name)
+        if value is not None and value < low:
+            raise AdjoinedError(f"--{name.replace('_', '-')} is {value}; it must be at least {low}")
+    for name in ("lr", "base_lr", "clip_grad"):
+        value = getattr(config, name)
+        if value is not None and not value > 0:
+            raise AdjoinedError(f"--{name.replace('_', '-')} is {value}; it must be above 0")
+    chosen = [
+        f"--{n} {getattr(config, n)}"
+        for n in ("alpha", "plan", "macs", "params")
+        if getattr(config, n) is not None
+    ]
+    if len(chosen) > 1:
+        raise AdjoinedError(f"{' and '.join(chosen)} say two things about what to keep; give one of them")
+    if config.pretrained and config.checkpoint:
+        raise AdjoinedError("--pretrained and --checkpoint both give weights; give one of them")
+    base_epochs = config.base_epochs
+    if base_epochs is None:
+        base_epochs = config.epochs if config.needs_base else 0
+    return replace(config, base_epochs=base_epochs, base_lr=config.base_lr or config.lr)
+
+
+def save_config(config: CompressConfig, path: Path) -> None:
+    """Write as YAML what `adjoined compress --config` reads; `resume` is no part of it."""
+    values = {k: v for k, v in asdict(config).items() if k != "resume"}
+    path.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def load_config(path: Path) -> CompressConfig:
+    """Read what `save_config` wrote. Raises AdjoinedError for no such file, or an unknown field in it."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise AdjoinedError(f"{path} is no config of a run: {str(error).splitlines()[0]}") from error
+    names = [f.name for f in fields(CompressConfig)]
+    strange = [k for k in values if k not in names] if isinstance(values, dict) else ["(no mapping)"]
+    if strange:
+        raise AdjoinedError(f"{path} has an unknown field {strange[0]!r}{did_you_mean(strange[0], names)}")
+    return CompressConfig(**values)

@@ -1,0 +1,42 @@
+"""How often a network is right."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from adjoined.data import Batches, batches, check_bad
+from adjoined.errors import DataError
+from adjoined.train.tasks import Network
+
+__all__ = ["top1"]
+
+
+def top1(
+    networks: Mapping[str, Network],
+    made: Batches,
+    device: torch.device | str = "cpu",
+    *,
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
+) -> dict[str, float]:
+    """Top-1 accuracy of each network in percent, over one pass of the data.
+
+    The networks are expected on `device`, in evaluation mode. Raises DataError when too many pictures do
+    not decode.
+    """
+    right = {name: torch.zeros((), dtype=torch.int64, device=device) for name in networks}
+    seen = 0
+    with torch.no_grad():
+        for x, target in batches(made):
+            if not len(target):
+                continue
+            x, target = x.to(device, non_blocking=True), target.to(device, non_blocking=True)
+            for name, network in networks.items():
+                with autocast():
+                    logits = network(x)
+                right[name] += (logits.argmax(-1) == target).sum()
+            seen += len(target)
+    check_bad(made)
+    if not seen:
+        raise DataError("no picture of the data decodes")
+    return {name: 100.0 * int(hits) / seen for name, hits in right.items()}

@@ -1,0 +1,151 @@
+"""MODEL, as users write it, → a network, with weights if some are given."""
+
+import importlib
+import inspect
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models import load_state_dict
+from torch import Tensor, nn
+
+from adjoined.errors import AdjoinedError, did_you_mean
+from adjoined.models import local_models
+
+__all__ = ["build_model", "check_outputs", "load_weights"]
+
+
+def build_model(
+    name: str,
+    *,
+    num_classes: int,
+    img_size: int | None = None,
+    pretrained: bool = False,
+    checkpoint: str | None = None,
+    model_args: dict[str, Any] | None = None,
+) -> nn.Module:
+    """The network `name`: of timm, of `adjoined.models`, or what `package.module:callable` returns.
+
+    `img_size` (pixels) is passed to constructors that take it; the others fit any size or say so later.
+    A callable gets those of num_classes, img_size, pretrained and `model_args` that it has parameters for.
+
+    Raises AdjoinedError for an unknown name (with the nearest), arguments that the constructor refuses,
+    weights that cannot be fetched or do not fit.
+    """
+    wanted: dict[str, Any] = {"num_classes": num_classes, **(model_args or {})}
+    if img_size is not None:
+        wanted["img_size"] = img_size
+    own = ":" in name and "/" not in name
+    model = _call_own(name, wanted, pretrained) if own else _call_timm(name, wanted, pretrained)
+    if checkpoint is not None:
+        load_weights(model, checkpoint, num_classes=num_classes)
+    return model
+
+
+def check_outputs(model: nn.Module, example: Tensor, classes: int, name: str) -> None:
+    """Raise AdjoinedError unless `model` takes `example` (B, C, H, W) and returns logits (B, classes)."""
+    was_training = model.training
+    shape = "×".join(map(str, example.shape[1:]))
+    try:
+        with torch.no_grad():
+            out = model.eval()(example)
+    except (AssertionError, RuntimeError, ValueError, IndexError) as error:
+        raise AdjoinedError(
+            f"{name} does not take pictures of {shape}: {_line(error)}; try another --img-size"
+        ) from error
+    finally:
+        model.train(was_training)
+    if not isinstance(out, Tensor):
+        raise AdjoinedError(
+            f"{name} returns {type(out).__name__}; wrap it so that it returns logits (B, classes)"
+        )
+    if out.ndim != 2 or out.shape[1] != classes:
+        raise AdjoinedError(
+            f"{name} returns {tuple(out.shape)} for {len(example)} pictures, the data has {classes} classes; "
+            f"build it with num_classes={classes}"
+        )
+
+
+def load_weights(model: nn.Module, path: str, *, num_classes: int) -> None:
+    """Load a checkpoint of timm's, of DeiT's, Swin's, T2T-ViT's kind: `state_dict_ema`, `model`, `module.`
+    unwrapped.
+
+    A head of another class count is dropped, with a warning. Raises AdjoinedError for a file that is
+    missing, that holds pickled code, or that lacks, adds or reshapes anything else.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise AdjoinedError(f"no checkpoint at {path!r}")
+    try:
+        state = load_state_dict(str(file), use_ema=True, device="cpu", weights_only=True)
+    except Exception as error:  # torch.load, safetensors and zip each have errors of their own
+        raise AdjoinedError(f"{path} is no checkpoint that can be read safely: {_line(error)}") from error
+    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    state = convert(state, model) if convert else state
+    own = model.state_dict()
+    reshaped = {k for k, v in state.items() if k in own and v.shape != own[k].shape}
+    head = {k for k in reshaped if own[k].shape[0] == num_classes and own[k].shape[1:] == state[k].shape[1:]}
+    if head:
+        names = ", ".join(sorted(head))
+        warnings.warn(f"{path}: {names} is of another class count and starts anew", stacklevel=2)
+    wrong = [f"{k} is {tuple(state[k].shape)}, not {tuple(own[k].shape)}" for k in sorted(reshaped - head)]
+    wrong += [f"{k} is missing" for k in own if k not in state]
+    wrong += [f"{k} is unknown" for k in state if k not in own]
+    if wrong:
+        raise AdjoinedError(
+            f"{path} does not fit the model, {len(wrong)} entries differ: {'; '.join(wrong[:3])}"
+        )
+    model.load_state_dict({k: v for k, v in state.items() if k not in head}, strict=False)
+
+
+def _call_timm(name: str, wanted: dict[str, Any], pretrained: bool) -> nn.Module:
+    hub = name.startswith(("hf-hub:", "hf_hub:", "local-dir:"))
+    if not hub and name not in local_models() and not timm.is_model(name):
+        names = [*local_models(), *timm.list_models()]
+        raise AdjoinedError(f"unknown model {name!r}{did_you_mean(name, names)}")
+    try:
+        try:
+            return timm.create_model(name, pretrained=pretrained, **wanted)
+        except TypeError as error:
+            if "img_size" not in str(error):
+                raise
+            return timm.create_model(
+                name, pretrained=pretrained, **{k: v for k, v in wanted.items() if k != "img_size"}
+            )
+    except (OSError, RuntimeError) as error:
+        if not pretrained and not hub:
+            raise AdjoinedError(f"{name} cannot be built: {_line(error)}") from error
+        raise AdjoinedError(
+            f"no weights for {name}: {_line(error)}; give --checkpoint FILE, or train it with --base-epochs N"
+        ) from error
+    except (AssertionError, TypeError, ValueError) as error:
+        raise AdjoinedError(f"{name} cannot be built: {_line(error)}") from error
+
+
+def _call_own(name: str, wanted: dict[str, Any], pretrained: bool) -> nn.Module:
+    module, _, attribute = name.partition(":")
+    try:
+        build = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise AdjoinedError(f"no model at {name!r}: {_line(error)}") from error
+    if not callable(build):
+        raise AdjoinedError(f"{name} is no callable but {type(build).__name__}")
+    wanted = wanted | ({"pretrained": True} if pretrained else {})
+    parameters = inspect.signature(build).parameters
+    if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        wanted = {k: v for k, v in wanted.items() if k in parameters}
+    try:
+        model = build(**wanted)
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        raise AdjoinedError(f"{name} cannot be built: {_line(error)}") from error
+    if not isinstance(model, nn.Module):
+        raise AdjoinedError(f"{name} returns {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+def _line(error: BaseException) -> str:
+    """The first line of an error that is not ours."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

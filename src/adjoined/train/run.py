@@ -1,0 +1,300 @@
+"""A compress run from its config to its result, in a folder that says everything about it.
+
+RUN/config.yaml     the flags, as `--config` reads them
+    plan.json       what the small network keeps
+    metrics.jsonl   one line an epoch
+    result.json     accuracies, parameters, multiply-adds
+    checkpoints/    of the last epochs and of the best
+    small/          the small network, as `adjoined.load` reads it, and inputs.json: what to feed it
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from rich.console import Console
+from torch import nn
+
+from adjoined.core.axes import Axes, find_axes
+from adjoined.core.plan import Plan
+from adjoined.core.twin import Adjoined
+from adjoined.data import Batches, ImageData, InputSpec, input_spec, load_data, make_batches
+from adjoined.errors import AdjoinedError, DataError, PlanError
+from adjoined.store import load, save
+from adjoined.train.checkpoint import Checkpoints, written_aside
+from adjoined.train.config import FREE_ON_RESUME, CompressConfig, check_config, load_config, save_config
+from adjoined.train.evaluate import top1
+from adjoined.train.loop import Phase, Row, Setting, fit
+from adjoined.train.networks import build_model, check_outputs
+from adjoined.train.tasks import LabelTask, TwinTask
+
+__all__ = ["choose_plan", "compress", "evaluate", "latest_run"]
+
+RUNS = Path("runs")
+
+
+def compress(config: CompressConfig, *, console: Console | None = None) -> dict[str, Any]:
+    """Train a network together with the smaller one cut out of it; returns what RUN/result.json holds.
+
+    result: `base` (the large network before adjoined training), `large` and `small`, each with `top1` in
+    percent, `params` and `macs` (multiply-adds per picture); `seconds` of training and evaluation; `out`,
+    the folder.
+
+    Raises AdjoinedError, DataError or PlanError for anything a user can mend.
+    """
+    config, console = check_config(config), console or Console()
+    folder = _open_folder(config)
+    if config.resume and (folder / "result.json").exists():
+        return json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    accelerator = make_accelerator(config.device, config.precision)
+    set_seed(config.seed)
+    data, model, inputs = _load(config)
+    axes = find_axes(model, torch.zeros(2, inputs.channels, *inputs.size))
+    plan = choose_plan(axes, config, folder if config.resume else None)
+    twin = Adjoined(model, plan, axes=axes)
+    config = replace(config, img_size=inputs.size[0], data_fingerprint=data.fingerprint, out=str(folder))
+    folder.mkdir(parents=True, exist_ok=True)
+    save_config(config, folder / "config.yaml")
+    plan.save(folder / "plan.json")
+    checkpoints = Checkpoints(folder / "checkpoints")
+    state = checkpoints.latest() if config.resume else None
+    setting = Setting(
+        config,
+        *_batches(data, inputs, config),
+        accelerator,
+        checkpoints,
+        console,
+        list(state["history"]) if state else [],
+    )
+    _rewrite_metrics(folder, setting.history)
+    if state is None or state["phase"] == "base":
+        _train_base(model, setting, folder, state)
+        twin, state = Adjoined(model, plan, axes=axes, check=False), None  # proven above
+    options = {k: getattr(config, k) for k in ("detach_large", "small_ce", "kl_weight", "label_smoothing")}
+    phase = Phase("adjoined", 2, config.epochs, config.lr, judged_by="small")
+    for row in fit(TwinTask(twin, **options), phase, setting, state=state):
+        _append_metrics(folder, row)
+    return _finish(twin, plan, setting, folder, data)
+
+
+def evaluate(
+    folder: Path | str,
+    data: str | None = None,
+    *,
+    batch_size: int | None = None,
+    device: str = "auto",
+    workers: int = 2,
+) -> dict[str, Any]:
+    """Top-1 in percent of the small network of a run, alone, on the held-out split of `data` (the run's own
+    if None).
+
+    `folder` is a RUN or its small/. The batch size is the run's unless given. Raises AdjoinedError when
+    there is no finished run, DataError when the data's classes are not the network's.
+    """
+    run = Path(folder)
+    run = run.parent if (run / "inputs.json").exists() else run
+    if not (run / "small" / "inputs.json").exists():
+        if (run / "config.yaml").exists():
+            raise AdjoinedError(f"{run} is not finished; go on with: adjoined compress --resume --out {run}")
+        raise AdjoinedError(f"no run at {str(folder)!r}: looked for small/inputs.json")
+    config = load_config(run / "config.yaml")
+    wanted = json.loads((run / "small" / "inputs.json").read_text(encoding="utf-8"))
+    found = load_data(data or config.data)
+    _check_classes(found, wanted["classes"])
+    inputs = InputSpec.from_dict(wanted["inputs"])
+    made = make_batches(
+        found.validation,
+        inputs,
+        batch_size=batch_size or config.batch_size,
+        cache=config.cache,
+        workers=workers,
+    )
+    where = make_accelerator(device, "fp32").device
+    net = load(run / "small").to(where).eval()
+    score = top1({"small": net}, made, where)["small"]
+    return {
+        "run": str(run),
+        "data": found.name,
+        "pictures": len(made.images),
+        "top1": score,
+        "params": sum(p.numel() for p in net.parameters()),
+    }
+
+
+def choose_plan(axes: Axes, config: CompressConfig, resumed: Path | None = None) -> Plan:
+    """The plan that the config asks for, or that of the resumed run. Raises PlanError if it does not fit."""
+    given = resumed / "plan.json" if resumed else config.plan
+    if given is not None:
+        if not Path(given).is_file():
+            raise PlanError(f"no plan at {str(given)!r}; a run writes one as RUN/plan.json")
+        plan = Plan.load(given)
+        axes.cost(plan)  # says which axes differ if it is another model's
+        return plan
+    if config.macs is not None or config.params is not None:
+        return axes.plan(macs=config.macs, params=config.params, scope=config.scope)
+    return axes.plan(alpha=4 if config.alpha is None else config.alpha, scope=config.scope)
+
+
+def latest_run() -> Path:
+    """The run under runs/ that was started last. Raises AdjoinedError when there is none."""
+    found = sorted(RUNS.glob("*/config.yaml"), key=lambda p: p.stat().st_mtime)
+    if not found:
+        raise AdjoinedError("no run under runs/; start one with: adjoined compress")
+    return found[-1].parent
+
+
+def make_accelerator(device: str, precision: str) -> Accelerator:
+    """accelerate's view of `device` (auto, cpu, cuda) and `precision` (auto, fp32, bf16)."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise AdjoinedError("--device cuda, but PyTorch sees no GPU; use --device cpu or auto")
+    on_cuda = device != "cpu" and torch.cuda.is_available()
+    bf16 = precision == "bf16" or (precision == "auto" and on_cuda and torch.cuda.is_bf16_supported())
+    return Accelerator(cpu=device == "cpu", mixed_precision="bf16" if bf16 else "no")
+
+
+def _open_folder(config: CompressConfig) -> Path:
+    """The run's folder: fresh, or on resume one that holds the same config."""
+    if config.out is None:
+        folder = latest_run() if config.resume else _fresh_folder(config)
+    else:
+        folder = Path(config.out).expanduser()
+    if not config.resume:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            kind = "another run" if (folder / "config.yaml").exists() else "something else"
+            raise AdjoinedError(f"{folder} holds {kind}; go on with it by --resume, or give another --out")
+        return folder
+    if not (folder / "config.yaml").exists():
+        raise AdjoinedError(f"{folder} holds no run to go on with; leave out --resume to start one")
+    before = load_config(folder / "config.yaml")
+    changed = [
+        f"--{f.name.replace('_', '-')} was {getattr(before, f.name)}, is {getattr(config, f.name)}"
+        for f in fields(CompressConfig)
+        if f.name not in FREE_ON_RESUME and getattr(before, f.name) != getattr(config, f.name)
+    ]
+    if changed:
+        raise AdjoinedError(
+            f"{folder} cannot go on with other settings: {'; '.join(changed)}; give another --out"
+        )
+    return folder
+
+
+def _fresh_folder(config: CompressConfig) -> Path:
+    """runs/MODEL-DATA, with the first number behind it that makes it new."""
+    plain = "".join(
+        c if c.isalnum() or c in "._" else "-" for c in f"{config.model}-{Path(config.data).name}"
+    )
+    numbers = ["", *(f"-{i}" for i in range(2, 10_000))]
+    return next(RUNS / f"{plain}{n}" for n in numbers if not (RUNS / f"{plain}{n}").exists())
+
+
+def _load(config: CompressConfig) -> tuple[ImageData, nn.Module, InputSpec]:
+    data = load_data(config.data)
+    if config.data_fingerprint not in (None, data.fingerprint):
+        raise DataError(
+            f"{data.name} changed: its fingerprint is {data.fingerprint}, not {config.data_fingerprint}; "
+            "bring the data back, or set --data-fingerprint null and another --out"
+        )
+    model = build_model(
+        config.model,
+        num_classes=data.num_classes,
+        img_size=config.img_size,
+        pretrained=config.pretrained,
+        checkpoint=config.checkpoint,
+        model_args=config.model_args,
+    )
+    inputs = input_spec(model, img_size=config.img_size, channels=config.model_args.get("in_chans"))
+    check_outputs(model, torch.zeros(2, inputs.channels, *inputs.size), data.num_classes, config.model)
+    return data, model, inputs
+
+
+def _batches(data: ImageData, inputs: InputSpec, config: CompressConfig) -> tuple[Batches, Batches]:
+    options: dict[str, Any] = {
+        "batch_size": config.batch_size,
+        "cache": config.cache,
+        "workers": config.workers,
+    }
+    train = make_batches(data.train, inputs, augment=config.augment, mirror=data.mirror, **options)
+    return train, make_batches(data.validation, inputs, **options)
+
+
+def _check_classes(data: ImageData, classes: list[str]) -> None:
+    if list(data.classes) != classes:
+        raise DataError(
+            f"{data.name} has {data.num_classes} classes ({', '.join(data.classes[:3])} …), "
+            f"the network was trained on {len(classes)} ({', '.join(classes[:3])} …)"
+        )
+
+
+def _train_base(model: nn.Module, setting: Setting, folder: Path, state: dict[str, Any] | None) -> None:
+    """Train the large network alone; where it has its weights, take its accuracy as epoch 0 of the phase."""
+    config = setting.config
+    task = LabelTask(model, label_smoothing=config.label_smoothing)
+    if config.base_epochs:
+        phase = Phase("base", 1, config.base_epochs, config.base_lr or config.lr, judged_by="large")
+        for row in fit(task, phase, setting, state=state):
+            _append_metrics(folder, row)
+        return
+    device = setting.accelerator.device
+    start = time.perf_counter()
+    score = top1(task.to(device).eval().networks(), setting.validation, device)["large"]
+    row: Row = {
+        "phase": "base",
+        "epoch": 0,
+        "step": 0,
+        "top1_large": score,
+        "seconds": time.perf_counter() - start,
+    }
+    setting.history.append(row)
+    _append_metrics(folder, row)
+
+
+def _finish(twin: Adjoined, plan: Plan, setting: Setting, folder: Path, data: ImageData) -> dict[str, Any]:
+    """Save the small network, evaluate it as it was saved, write the result."""
+    device = setting.accelerator.device
+    aside = folder / ".small"
+    shutil.rmtree(aside, ignore_errors=True)
+    save(twin.small().eval().cpu(), aside)
+    inputs = {"inputs": asdict(setting.train.inputs), "classes": list(data.classes)}
+    (aside / "inputs.json").write_text(json.dumps(inputs, indent=1) + "\n", encoding="utf-8")
+    shutil.rmtree(folder / "small", ignore_errors=True)
+    aside.rename(folder / "small")
+
+    twin = twin.to(device).eval()
+    networks = {"large": twin.large, "small": load(folder / "small").to(device).eval()}
+    scores = top1(networks, setting.validation, device)
+    base = [row for row in setting.history if row["phase"] == "base"][-1]["top1_large"]
+    large, small = (asdict(twin.axes.cost(p)) for p in (None, plan))
+    result = {
+        "base": {"top1": base, **large},
+        "large": {"top1": scores["large"], **large},
+        "small": {"top1": scores["small"], **small},
+        "seconds": sum(row["seconds"] + row.get("eval_seconds", 0.0) for row in setting.history),
+        "model": setting.config.model,
+        "data": data.name,
+        "plan": plan.note,
+        "seed": setting.config.seed,
+        "device": str(device),
+        "torch": torch.__version__,
+        "out": str(folder),
+    }
+    with written_aside(folder / "result.json") as file:
+        file.write((json.dumps(result, indent=1) + "\n").encode())
+    return result
+
+
+def _rewrite_metrics(folder: Path, history: list[Row]) -> None:
+    """metrics.jsonl as of the checkpoint: what a killed run wrote after it is gone."""
+    with written_aside(folder / "metrics.jsonl") as file:
+        file.writelines(json.dumps(row).encode() + b"\n" for row in history)
+
+
+def _append_metrics(folder: Path, row: Mapping[str, Any]) -> None:
+    with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")

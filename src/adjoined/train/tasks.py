@@ -1,0 +1,64 @@
+"""What a phase of training computes. The loop knows only this: a task returns its loss, by parts."""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from adjoined.losses import adjoined_loss
+
+__all__ = ["LabelTask", "Network", "Task", "TwinTask"]
+
+Network = Callable[[Tensor], Tensor]
+
+
+class Task(nn.Module):
+    """`task(x, target, progress)` → named scalar parts, `loss` among them; after timm's `TrainingTask`.
+
+    x: (B, C, H, W); target: (B,) class numbers or (B, classes) probabilities; progress: share of the phase
+    done, in [0, 1). A task's parameters and buffers are all that a checkpoint has to hold of it.
+    """
+
+    def networks(self) -> dict[str, Network]:
+        """The networks to evaluate, by name, each x → logits (B, classes)."""
+        raise NotImplementedError
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that the network itself excepts from weight decay, by their name in the task."""
+        names = [name for name, _ in self.named_parameters()]
+        excepted: set[str] = set()
+        for prefix, module in self.named_modules():
+            if module is not self and hasattr(module, "no_weight_decay"):
+                excepted |= {f"{prefix}.{name}" for name in cast(Any, module).no_weight_decay()}
+        return excepted.intersection(names)
+
+
+class LabelTask(Task):
+    """Cross entropy of one network, as if there were no other."""
+
+    def __init__(self, model: nn.Module, *, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.model, self.label_smoothing = model, label_smoothing
+
+    def forward(self, x: Tensor, target: Tensor, progress: float) -> dict[str, Tensor]:
+        ce = functional.cross_entropy(self.model(x), target, label_smoothing=self.label_smoothing)
+        return {"loss": ce, "ce": ce}
+
+    def networks(self) -> dict[str, Network]:
+        return {"large": self.model}
+
+
+class TwinTask(Task):
+    """The adjoined loss of a twin; `options` are those of `adjoined_loss`."""
+
+    def __init__(self, twin: Any, **options: Any) -> None:
+        super().__init__()
+        self.twin, self.options = twin, options
+
+    def forward(self, x: Tensor, target: Tensor, progress: float) -> dict[str, Tensor]:
+        large, small = self.twin(x)
+        return adjoined_loss(large, small, target, progress, **self.options)
+
+    def networks(self) -> dict[str, Network]:
+        return {"large": self.twin.large, "small": self.twin.small_forward}
