@@ -54,7 +54,8 @@ class Setting:
 
     def steps(self, phase: Phase) -> int:
         """Steps of a phase: all of its epochs, or `max_steps` if that is less."""
-        return min(phase.epochs * len(self.train), self.config.max_steps or math.inf)  # type: ignore[return-value]
+        steps = phase.epochs * len(self.train)
+        return min(steps, self.config.max_steps or steps)
 
 
 def fit(task: Task, phase: Phase, setting: Setting, *, state: dict[str, Any] | None = None) -> Iterator[Row]:

@@ -21,7 +21,7 @@ __all__ = ["build_model", "check_outputs", "load_weights"]
 def build_model(
     name: str,
     *,
-    num_classes: int,
+    num_classes: int | None = None,
     img_size: int | None = None,
     pretrained: bool = False,
     checkpoint: str | None = None,
@@ -29,24 +29,24 @@ def build_model(
 ) -> nn.Module:
     """The network `name`: of timm, of `adjoined.models`, or what `package.module:callable` returns.
 
-    `img_size` (pixels) is passed to constructors that take it; the others fit any size or say so later.
-    A callable gets those of num_classes, img_size, pretrained and `model_args` that it has parameters for.
+    `num_classes` and `img_size` (pixels) are passed to constructors that take them; None is the network's
+    own. A callable gets those of num_classes, img_size, pretrained and `model_args` that it has parameters
+    for.
 
     Raises AdjoinedError for an unknown name (with the nearest), arguments that the constructor refuses,
     weights that cannot be fetched or do not fit.
     """
-    wanted: dict[str, Any] = {"num_classes": num_classes, **(model_args or {})}
-    if img_size is not None:
-        wanted["img_size"] = img_size
+    sizes = {"num_classes": num_classes, "img_size": img_size}
+    wanted: dict[str, Any] = {k: v for k, v in sizes.items() if v is not None} | (model_args or {})
     own = ":" in name and "/" not in name
     model = _call_own(name, wanted, pretrained) if own else _call_timm(name, wanted, pretrained)
     if checkpoint is not None:
-        load_weights(model, checkpoint, num_classes=num_classes)
+        load_weights(model, checkpoint)
     return model
 
 
-def check_outputs(model: nn.Module, example: Tensor, classes: int, name: str) -> None:
-    """Raise AdjoinedError unless `model` takes `example` (B, C, H, W) and returns logits (B, classes)."""
+def check_outputs(model: nn.Module, example: Tensor, classes: int | None, name: str) -> None:
+    """Raise AdjoinedError unless `model` takes `example` (B, C, H, W), and returns logits (B, classes)."""
     was_training = model.training
     shape = "×".join(map(str, example.shape[1:]))
     try:
@@ -58,6 +58,8 @@ def check_outputs(model: nn.Module, example: Tensor, classes: int, name: str) ->
         ) from error
     finally:
         model.train(was_training)
+    if classes is None:
+        return
     if not isinstance(out, Tensor):
         raise AdjoinedError(
             f"{name} returns {type(out).__name__}; wrap it so that it returns logits (B, classes)"
@@ -69,9 +71,8 @@ def check_outputs(model: nn.Module, example: Tensor, classes: int, name: str) ->
         )
 
 
-def load_weights(model: nn.Module, path: str, *, num_classes: int) -> None:
-    """Load a checkpoint of timm's, of DeiT's, Swin's, T2T-ViT's kind: `state_dict_ema`, `model`, `module.`
-    unwrapped.
+def load_weights(model: nn.Module, path: str) -> None:
+    """Load a checkpoint as timm, DeiT, Swin and T2T-ViT write them, whatever they wrap the state dict in.
 
     A head of another class count is dropped, with a warning. Raises AdjoinedError for a file that is
     missing, that holds pickled code, or that lacks, adds or reshapes anything else.
@@ -87,7 +88,7 @@ def load_weights(model: nn.Module, path: str, *, num_classes: int) -> None:
     state = convert(state, model) if convert else state
     own = model.state_dict()
     reshaped = {k for k, v in state.items() if k in own and v.shape != own[k].shape}
-    head = {k for k in reshaped if own[k].shape[0] == num_classes and own[k].shape[1:] == state[k].shape[1:]}
+    head = {k for k in reshaped if k.startswith(_head(model)) and own[k].shape[1:] == state[k].shape[1:]}
     if head:
         names = ", ".join(sorted(head))
         warnings.warn(f"{path}: {names} is of another class count and starts anew", stacklevel=2)
@@ -144,6 +145,14 @@ def _call_own(name: str, wanted: dict[str, Any], pretrained: bool) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise AdjoinedError(f"{name} returns {type(model).__name__}, not a torch.nn.Module")
     return model
+
+
+def _head(model: nn.Module) -> tuple[str, ...]:
+    """What the names of the classifier's parameters start with: the network's word, else its last module."""
+    named = (getattr(model, "pretrained_cfg", None) or {}).get("classifier")
+    if named:
+        return tuple(f"{n}." for n in ([named] if isinstance(named, str) else named))
+    return (list(model.state_dict())[-1].rpartition(".")[0] + ".",)
 
 
 def _line(error: BaseException) -> str:

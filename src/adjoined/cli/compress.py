@@ -1,0 +1,64 @@
+"""adjoined compress: train a network together with the smaller one cut out of it."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser
+from rich.console import Console
+from rich.table import Table
+
+from adjoined.cli.flags import add_fields
+from adjoined.train.config import CompressConfig, load_config
+
+__all__ = ["HELP", "add_flags", "run"]
+
+HELP = "train a network together with the smaller one cut out of it"
+
+
+def add_flags(parser: ArgumentParser) -> None:
+    """A flag for every field of `CompressConfig`."""
+    add_fields(parser, CompressConfig)
+
+
+def run(given: dict[str, Any]) -> None:
+    """Start a run, or with `resume` go on with one; what is not given then is as the run has it."""
+    from adjoined.train.run import compress, latest_run
+
+    console = Console(soft_wrap=False)
+    config = CompressConfig(**given)
+    if config.resume:
+        folder = Path(config.out) if config.out else latest_run()
+        saved = folder / "config.yaml"
+        if saved.exists():
+            config = replace(load_config(saved), **given, out=str(folder))
+    result = compress(config, console=console)
+    console.print(_table(result))
+    console.print(f"run       {result['out']}", highlight=False, soft_wrap=True)
+    for text in _next_steps(result):
+        console.print(text, highlight=False, soft_wrap=True)
+
+
+def _table(result: dict[str, Any]) -> Table:
+    base = result["base"]
+    table = Table(title=f"{result['model']} on {result['data']}, {result['plan']}, {result['seconds']:.0f} s")
+    for name in ("network", "top-1 %", "parameters", "of base", "GMACs", "of base"):
+        table.add_column(name, justify="left" if name == "network" else "right")
+    for name in ("base", "large", "small"):
+        row = result[name]
+        params, macs = (f"1/{base[k] / row[k]:.2f}" for k in ("params", "macs"))
+        table.add_row(
+            name, f"{row['top1']:.2f}", f"{row['params']:,}", params, f"{row['macs'] / 1e9:.4g}", macs
+        )
+    return table
+
+
+def _next_steps(result: dict[str, Any]) -> list[str]:
+    from adjoined.cli import COMMANDS
+
+    steps = {
+        "evaluate": f"evaluate  adjoined evaluate {result['out']} --data {result['data']}",
+        "export": f"export    adjoined export {result['out']}",
+        "report": f"report    adjoined report {result['out']}",
+    }
+    return [f"load      adjoined.load('{result['out']}/small')", *(steps[c] for c in COMMANDS if c in steps)]

@@ -1,0 +1,43 @@
+"""adjoined evaluate: how good the small network of a run is, alone."""
+
+import json
+from typing import Any, Literal
+
+from jsonargparse import ActionYesNo, ArgumentParser
+
+__all__ = ["HELP", "add_flags", "run"]
+
+HELP = "top-1 of the small network of a run, alone"
+
+
+def add_flags(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "run", type=str | None, nargs="?", default=None, help="folder of the run; null: the last one"
+    )
+    parser.add_argument(
+        "--data", type=str | None, default=None, help="held-out pictures; null: those of the run"
+    )
+    parser.add_argument(
+        "--batch-size", type=int | None, default=None, help="pictures a step; null: as in the run"
+    )
+    parser.add_argument(
+        "--device", type=Literal["auto", "cpu", "cuda"], default="auto", help="where to run it"
+    )
+    parser.add_argument("--workers", type=int, default=2, help="processes that decode pictures")
+    parser.add_argument(
+        "--json", action=ActionYesNo(yes_prefix="", no_prefix="no-"), default=False, help="print JSON"
+    )
+
+
+def run(given: dict[str, Any]) -> None:
+    from adjoined.train.run import evaluate, latest_run
+
+    as_json, folder = given.pop("json", False), given.pop("run", None)
+    result = evaluate(folder or latest_run(), **given)
+    if as_json:
+        print(json.dumps(result, indent=1))
+        return
+    print(
+        f"{result['run']}: small network on {result['pictures']:,} pictures of {result['data']}: "
+        f"top-1 {result['top1']:.2f} %, {result['params']:,} parameters"
+    )

@@ -1,0 +1,86 @@
+"""Flags from annotated fields, and jsonargparse's errors in our words."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, fields
+from typing import get_args, get_type_hints
+
+from jsonargparse import ActionYesNo, ArgumentParser
+
+from adjoined.errors import did_you_mean
+
+__all__ = ["add_fields", "explain", "with_hyphens"]
+
+WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "a text",
+    "NoneType": "null",
+    "bool": "true or false",
+    "dict": "key: value pairs",
+}
+
+
+def add_fields(parser: ArgumentParser, config: type, names: Iterable[str] | None = None) -> None:
+    """A flag for each field (or those of `names`) of the dataclass `config`, annotated with its help."""
+    hints = get_type_hints(config, include_extras=True)
+    for field in fields(config):
+        if names is not None and field.name not in names:
+            continue
+        kind, text = get_args(hints[field.name])[:2]
+        made = field.default_factory
+        default = field.default if made is MISSING else made()
+        flag = "--" + field.name.replace("_", "-")
+        if kind is bool:
+            yes_no = ActionYesNo(yes_prefix="", no_prefix="no-")
+            parser.add_argument(flag, action=yes_no, default=default, help=text)
+        else:
+            parser.add_argument(flag, type=kind, default=default, help=text)
+
+
+def with_hyphens(words: Sequence[str]) -> list[str]:
+    """Flags may be spelled with underscores too, as in config files."""
+
+    def one(word: str) -> str:
+        name = re.match(r"--[A-Za-z_-]+", word)
+        if name is None:
+            return word
+        if name[0].replace("-", "_") == "__print_config":
+            return "--print_config" + word[name.end() :]
+        return name[0].replace("_", "-") + word[name.end() :]
+
+    return [one(word) for word in words]
+
+
+def explain(
+    error: str, words: Sequence[str], commands: Sequence[str], parsers: Mapping[str, ArgumentParser]
+) -> str:
+    """jsonargparse's message in one line that names the flag, what it takes, and the nearest legal name."""
+    command = next((w for w in words if w in commands), None)
+    flags = [f for a in parsers[command]._actions for f in a.option_strings] if command else ["--help"]
+    if strange := re.search(r"[Uu]nrecognized arguments: (\S+)", error):
+        word = strange[1].partition("=")[0]
+        near = did_you_mean(word, flags) if word.startswith("-") else ""
+        return f"unknown argument {word}{near or f'; adjoined {command} --help lists them'}"
+    if strange := re.search(r"does not accept (?:nested key|option) '([^']+)'", error):
+        names = [f.lstrip("-").replace("-", "_") for f in flags]
+        return f"--config has an unknown key {strange[1]!r}{did_you_mean(strange[1], names)}"
+    if strange := re.search(r"invalid choice: '([^']*)'", error):
+        near = did_you_mean(strange[1], commands)
+        return f"unknown command {strange[1]!r}; there are {', '.join(commands)}{near}"
+    if 'expected "command"' in error:
+        return f"give a command: {', '.join(commands)}; adjoined --help tells what each does"
+    if strange := re.search(r'Parser key "([^"]+)":(.*)', error, re.DOTALL):
+        value = re.search(r"(?:Got|Given) value: (.*)", strange[2])
+        wanted = _wanted(strange[2])
+        if value and wanted:
+            return f"--{strange[1].replace('_', '-')} takes {wanted}, not {value[1]!r}"
+    return " ".join(error.split())
+
+
+def _wanted(error: str) -> str:
+    """What a flag takes, from jsonargparse's list of what did not match."""
+    if choices := re.search(r"Literal\[(.*?)\]", error):
+        return " or ".join(c.strip(" '") for c in choices[1].split(","))
+    named = re.findall(r"Expected a <class '(\w+)'>", error)
+    return " or ".join(WORDS.get(str(n), str(n)) for n in named)
