@@ -12,7 +12,7 @@ from torch import fx, nn
 from adjoined.core import cost as costs
 from adjoined.core import plan as plans
 from adjoined.core.capture import Capture, Example, capture
-from adjoined.core.dims import Atom, Dim, leaves, plain
+from adjoined.core.dims import Atom, Dim, leaves, plain, products
 from adjoined.core.rules import RULES
 from adjoined.core.walk import Binding, Dims, Pin, Walk, op_name, source_line, walk_graph
 from adjoined.errors import AdjoinedError, did_you_mean
@@ -267,10 +267,9 @@ def _roles(
     heads = {a for a in widths if marks[a]["heads"] or marks[a]["attended"]}
     beside: set[Atom] = set()
     for key in params:
-        for dim in stored.get(key, ()):
-            atoms = plain(dim)
-            if any(a in heads for a in atoms):
-                beside |= set(atoms) - heads
+        for product in (p for dim in stored.get(key, ()) for p in products(dim)):
+            if any(a in heads for a in product):
+                beside |= set(product) - heads
     out = {}
     for atom in widths:
         mark = marks[atom]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from adjoined.core.dims import Atom, Dim, leaves
+from adjoined.core.dims import Atom, Dim, products
 
 __all__ = ["Cost", "Polynomial", "Term"]
 
@@ -45,14 +45,14 @@ class Polynomial:
         """`batch` is divided out of every term that runs over it."""
         macs: dict[str, dict[Monomial, int]] = defaultdict(lambda: defaultdict(int))
         for term in terms:
-            for monomial in _expand(term.dim):
+            for monomial in products(term.dim):
                 inputs = [a for a in monomial if a.size % batch == 0]
                 scale = inputs[0].size // batch if inputs else 1
                 rest = tuple(a for a in monomial if not inputs or a is not inputs[0])
                 macs[term.module][rest] += scale
         params: dict[str, dict[Monomial, int]] = defaultdict(lambda: defaultdict(int))
         for key, dims in tensors.items():
-            for monomial in _expand(tuple(a for dim in dims for a in dim)):
+            for monomial in products(tuple(a for dim in dims for a in dim)):
                 params[key][monomial] += 1
         return Polynomial(macs, params)
 
@@ -87,14 +87,3 @@ class Polynomial:
                     merged[tuple(sorted(monomial, key=id))] += coefficient
             cache[what] = dict(merged)
         return cache[what]
-
-
-def _expand(dim: Dim) -> list[Monomial]:
-    """The product of `dim` as a sum of products of plain atoms: concatenations add up."""
-    out: list[Monomial] = [()]
-    for atom in leaves(dim):
-        if atom.parts is None:
-            out = [(*m, atom) for m in out]
-        else:
-            out = [(*m, *n) for m in out for part in atom.parts for n in _expand(part)]
-    return out

@@ -17,6 +17,7 @@ __all__ = [
     "fresh",
     "leaves",
     "plain",
+    "products",
     "regroup",
     "size",
     "split_parts",
@@ -77,6 +78,17 @@ def plain(dim: Iterable[Atom]) -> Dim:
             for part in atom.parts:
                 out.extend(plain(part))
     return tuple(out)
+
+
+def products(dim: Iterable[Atom]) -> list[Dim]:
+    """`dim` as a sum of products of axes: the parts of concatenations add up."""
+    out: list[Dim] = [()]
+    for atom in leaves(dim):
+        if atom.parts is None:
+            out = [(*product, atom) for product in out]
+        else:
+            out = [(*left, *right) for left in out for part in atom.parts for right in products(part)]
+    return out
 
 
 def unify(a: Dim, b: Dim) -> None:
