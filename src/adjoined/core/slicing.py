@@ -8,7 +8,7 @@ from torch import Tensor
 
 from adjoined.core.dims import Atom, Dim, leaves, plain, size
 
-__all__ = ["Kept", "Slicer", "is_cut", "kept_size", "make_slicer", "mask", "permute"]
+__all__ = ["Kept", "Slicer", "is_cut", "kept_size", "make_slicer", "mask", "permute", "scale"]
 
 Kept = Mapping[Atom, int]
 Slicer = Callable[[Tensor], Tensor]
@@ -79,9 +79,28 @@ def _entries(dim: Dim, pick: Callable[[Atom], Tensor]) -> Tensor:
 
 def mask(tensor: Tensor, at: int, dim: Dim, kept: Kept) -> Tensor:
     """A copy of `tensor` whose dropped entries along dimension `at` are zero: the consumer's side of a cut."""
-    keep = torch.zeros(tensor.shape[at], dtype=tensor.dtype, device=tensor.device)
-    keep[_entries(dim, lambda a: torch.arange(kept.get(a, a.size))).to(tensor.device)] = 1
-    return tensor * keep.reshape([-1 if i == at else 1 for i in range(tensor.ndim)])
+    return scale(tensor, at, dim, {a: (torch.arange(a.size) < n).to(tensor) for a, n in kept.items()})
+
+
+def scale(tensor: Tensor, at: int, dim: Dim, values: Mapping[Atom, Tensor]) -> Tensor:
+    """`tensor` times a number for each entry of each axis in `values` along dimension `at`, which `dim` describes.
+
+    `values` holds vectors (size of the axis), which autograd follows: a soft mask.
+    """
+    factor = _spread(dim, values, tensor.new_ones(1))
+    return tensor * factor.reshape([-1 if i == at else 1 for i in range(tensor.ndim)])
+
+
+def _spread(dim: Dim, values: Mapping[Atom, Tensor], one: Tensor) -> Tensor:
+    """The number for each entry of `dim`: the product of those of its axes, 1 where an axis has none."""
+    out = one
+    for atom in leaves(dim):
+        if atom.parts is not None:
+            inner = torch.cat([_spread(part, values, one) for part in atom.parts])
+        else:
+            inner = values.get(atom, one.expand(atom.size))
+        out = (out[:, None] * inner).flatten()
+    return out
 
 
 def permute(tensor: Tensor, dims: Sequence[Dim], order: Mapping[Atom, Any]) -> Tensor:

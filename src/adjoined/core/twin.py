@@ -15,7 +15,7 @@ from adjoined.core.slicing import Slicer, make_slicer
 from adjoined.core.walk import op_name
 from adjoined.errors import PlanError
 
-__all__ = ["Adjoined"]
+__all__ = ["Adjoined", "changed_buffers"]
 
 
 class Adjoined(nn.Module):
@@ -63,7 +63,7 @@ class Adjoined(nn.Module):
         self.small_buffers = nn.Module()
         self._own: dict[str, str] = {}
         buffers = dict(model.named_buffers())
-        for name in sorted(_changed_buffers(axes.capture.train, axes.capture.eval) & buffers.keys()):
+        for name in sorted(changed_buffers(axes.capture.train, axes.capture.eval) & buffers.keys()):
             self._own[name] = name.replace(".", "__")
             self.small_buffers.register_buffer(
                 self._own[name], self._cut(name, buffers[name]).detach().clone()
@@ -129,7 +129,7 @@ def _named(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _changed_buffers(*graphs: Graph) -> set[str]:
+def changed_buffers(*graphs: Graph) -> set[str]:
     """Buffers that a graph writes to: batch-norm statistics, and whatever an in-place operator reaches."""
     out: set[str] = set()
     for graph in graphs:

@@ -1,0 +1,265 @@
+"""How long a plan takes on the device at hand, from a few measurements: latency adds up over the gates.
+
+For every kind of gate (gates with the same axes and the same cost are one kind) and every factor, all gates of the
+kind are cut at once and timed against the large network, in turns; each gate gets its share of the difference. The
+sum is compared with real small networks that mix factors, and the error is part of the result.
+"""
+
+import copy
+import hashlib
+import importlib
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from adjoined.core.axes import Axes
+from adjoined.core.capture import Example, normalise_example
+from adjoined.core.twin import Adjoined
+from adjoined.errors import AdjoinedError, did_you_mean
+from adjoined.search.gates import Gate, plan_of
+from adjoined.search.table import CostTable
+
+__all__ = ["BACKENDS", "Latency", "cache_folder", "device_name", "measure_latency", "time_plan"]
+
+BACKENDS = ("eager", "onnxruntime")
+Inputs = tuple[tuple, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Nanoseconds of one batch: `large` of the large network, `saved[gate][factor]` less when that gate is cut.
+
+    device, backend, batch: where, by what and for how many inputs it was measured. error: the largest relative
+    difference between this sum and a real small network of mixed factors, of those in `checks`: (sum, measured).
+    """
+
+    device: str
+    backend: str
+    batch: int
+    large: int
+    saved: dict[str, dict[str, int]]
+    error: float
+    checks: tuple[tuple[int, int], ...]
+
+    def table(self, gates: Sequence[Gate]) -> CostTable:
+        """As the cost of choices, in nanoseconds. Raises AdjoinedError if a factor was not measured."""
+        rows = []
+        for gate in gates:
+            known = self.saved.get(gate.name, {})
+            if missing := [f for f in gate.factors if str(f) not in known]:
+                raise AdjoinedError(
+                    f"the latency of {gate.name} at factor {missing[0]} was not measured; measure it with these gates"
+                )
+            rows.append(torch.tensor([-known[str(f)] for f in gate.factors], dtype=torch.float64))
+        return CostTable("ns", float(self.large), float(self.large), tuple(rows), {})
+
+
+def measure_latency(
+    model: nn.Module,
+    axes: Axes,
+    gates: Sequence[Gate],
+    *,
+    example: Example | None = None,
+    backend: str = "eager",
+    rounds: int = 15,
+    cache: Path | str | None = None,
+) -> Latency:
+    """Measure each kind of gate at each of its factors on the model's device, or read it from the cache.
+
+    Args:
+        example: what to time the networks with; the example of `axes` if left out.
+        backend: "eager" (PyTorch, CPU or GPU) or "onnxruntime" (CPU; needs the extra `onnx`).
+        rounds: timings of each network, of which the median counts.
+        cache: folder of the measurements; the user's cache folder, or $ADJOINED_CACHE, if left out.
+    """
+    if backend not in BACKENDS:
+        raise AdjoinedError(
+            f"backend {backend!r} is unknown; legal are {', '.join(BACKENDS)}{did_you_mean(backend, BACKENDS)}"
+        )
+    timer = _Timer(model, axes, gates, example, backend, rounds)
+    path = Path(cache or cache_folder()) / f"latency-{timer.key()}.json"
+    if path.is_file():
+        return _from_dict(json.loads(path.read_text(encoding="utf-8")))
+    found = timer.measure()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(f".{os.getpid()}.part")
+    aside.write_text(json.dumps(asdict(found), indent=1) + "\n", encoding="utf-8")
+    aside.replace(path)
+    return found
+
+
+def time_plan(
+    model: nn.Module, axes: Axes, gates: Sequence[Gate], choices: Sequence[int], **options: Any
+) -> float:
+    """Nanoseconds of one batch of the real small network; `options` as in `measure_latency`."""
+    options = {"example": None, "backend": "eager", "rounds": 15} | options
+    timer = _Timer(model, axes, gates, **options)
+    return statistics.median(timer.times(timer.runner(choices)))
+
+
+def cache_folder() -> Path:
+    """$ADJOINED_CACHE, or `adjoined` in the user's cache folder."""
+    if own := os.environ.get("ADJOINED_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adjoined"
+
+
+def device_name(device: torch.device) -> str:
+    """The device in words: the GPU's name, or the processor's with the number of threads in use."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
+        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+    return f"{name}, {torch.get_num_threads()} threads"
+
+
+class _Timer:
+    """Times small networks of one model in one setting."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        axes: Axes,
+        gates: Sequence[Gate],
+        example: Example | None,
+        backend: str,
+        rounds: int,
+    ):
+        self.model = copy.deepcopy(model).eval()
+        self.axes, self.gates, self.backend, self.rounds = axes, tuple(gates), backend, rounds
+        first = next(p for p in model.parameters() if p.is_floating_point())
+        self.device = torch.device("cpu") if backend == "onnxruntime" else first.device
+        self.model.to(self.device)
+        given = normalise_example(example) if example is not None else axes.capture.example
+        self.inputs: Inputs = pytree.tree_map(lambda t: _to(t, self.device, first.dtype), given)
+        self.batch = next(t.shape[0] for t in pytree.tree_leaves(self.inputs) if isinstance(t, Tensor))
+        self.kinds = self._kinds()
+
+    def key(self) -> str:
+        """What a measurement depends on, as a short hash."""
+        shapes = [str(tuple(t.shape)) for t in pytree.tree_leaves(self.inputs) if isinstance(t, Tensor)]
+        dtype = str(next(self.model.parameters()).dtype)
+        widths = [(a.name, a.size) for a in self.axes]
+        gates = [(g.name, g.factors) for g in self.gates]
+        what = [device_name(self.device), self.backend, torch.__version__, dtype, shapes, widths, gates]
+        what += [sorted((k, tuple(p.shape)) for k, p in self.model.state_dict().items() if p is not None)]
+        return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+
+    def measure(self) -> Latency:
+        large_run = self.runner([None] * len(self.gates))
+        large_times: list[float] = []
+        saved: dict[str, dict[str, int]] = {g.name: {"1": 0} for g in self.gates}
+        for members in self.kinds.values():
+            for j, factor in enumerate(self.gates[members[0]].factors):
+                if factor == 1:
+                    continue
+                run = self.runner([j if i in members else None for i in range(len(self.gates))])
+                pairs = self.times(large_run, run)
+                large_times += pairs[::2]
+                less = statistics.median(a - b for a, b in zip(pairs[::2], pairs[1::2], strict=True))
+                for i in members:
+                    saved[self.gates[i].name][str(factor)] = round(less / len(members))
+        large = round(statistics.median(large_times))
+        checks = tuple(self._check(large_run, large, saved, choices) for choices in self._mixed())
+        error = max(abs(a - b) / b for a, b in checks)
+        return Latency(device_name(self.device), self.backend, self.batch, large, saved, error, checks)
+
+    def runner(self, choices: Sequence[int | None]) -> Callable[[], Any]:
+        """A call of the real small network, in which gate i takes factor number choices[i], or stays whole."""
+        cut = [(g, c) for g, c in zip(self.gates, choices, strict=True) if c is not None]
+        plan = plan_of(self.axes, [g for g, _ in cut], [c for _, c in cut])
+        net = Adjoined(self.model, plan, axes=self.axes, check=False).small().eval()
+        args, kwargs = self.inputs
+        if self.backend == "onnxruntime":
+            return _onnx_runner(net, self.inputs)
+
+        def run() -> None:
+            with torch.inference_mode():
+                net(*args, **kwargs)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+
+        return run
+
+    def times(self, *runs: Callable[[], Any]) -> list[float]:
+        """Nanoseconds of each run, in turns: a, b, a, b, …"""
+        for run in runs:
+            run()
+            run()
+        out = []
+        for _ in range(self.rounds):
+            for run in runs:
+                start = time.perf_counter_ns()
+                run()
+                out.append(float(time.perf_counter_ns() - start))
+        return out
+
+    def _check(
+        self, large_run: Callable, large: int, saved: Mapping, choices: Sequence[int]
+    ) -> tuple[int, int]:
+        """(sum, measured) of one plan, both beside the large network of the moment."""
+        pairs = self.times(large_run, self.runner(choices))
+        less = statistics.median(a - b for a, b in zip(pairs[::2], pairs[1::2], strict=True))
+        names = zip(self.gates, choices, strict=True)
+        return large - sum(saved[g.name][str(g.factors[c])] for g, c in names), round(large - less)
+
+    def _mixed(self) -> list[list[int]]:
+        """Plans to check with: factors in turn, upwards and downwards."""
+        up = [i % len(g.factors) for i, g in enumerate(self.gates)]
+        return [up, [len(g.factors) - 1 - c for g, c in zip(self.gates, up, strict=True)]]
+
+    def _kinds(self) -> dict[Any, list[int]]:
+        """Gates that are alike, by their axes and what each factor costs."""
+        tables = [CostTable.of_polynomial(self.axes, self.gates, what) for what in ("macs", "params")]
+        kinds: dict[Any, list[int]] = {}
+        for i, gate in enumerate(self.gates):
+            axes = tuple((a.role, a.size) for a in gate.axes)
+            rows = tuple(tuple(t.single[i].tolist()) for t in tables)
+            kinds.setdefault((axes, gate.factors, rows), []).append(i)
+        return kinds
+
+
+def _to(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return value.to(device, dtype if value.is_floating_point() else None)
+
+
+def _onnx_runner(net: nn.Module, inputs: Inputs) -> Callable[[], Any]:
+    """A call of `net` by ONNX Runtime on the CPU, with as many threads as PyTorch has."""
+    try:
+        importlib.import_module("onnxscript")  # what torch.onnx.export needs
+        onnxruntime: Any = importlib.import_module("onnxruntime")
+    except ImportError as error:
+        raise AdjoinedError(
+            f"backend onnxruntime needs {error.name}; install it with: pip install 'adjoined[onnx]'"
+        ) from None
+    args, kwargs = inputs
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "net.onnx")
+        torch.onnx.export(net, args, path, kwargs=kwargs or None, dynamo=True, verbose=False)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    tensors = [t for t in pytree.tree_leaves(inputs) if isinstance(t, Tensor)]
+    feed = {i.name: t.numpy() for i, t in zip(session.get_inputs(), tensors, strict=True)}
+    return lambda: session.run(None, feed)
+
+
+def _from_dict(data: dict[str, Any]) -> Latency:
+    checks = tuple((a, b) for a, b in data.pop("checks"))
+    return Latency(**data, checks=checks)
