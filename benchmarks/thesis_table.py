@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import adjoined
-import adjoined.models  # noqa: F401  registers T2T-ViT with timm
+import adjoined.models
 from benchmarks.common import write
 
 READINGS: dict[str, dict[str, dict[str, Any]]] = {
