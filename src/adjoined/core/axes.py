@@ -198,9 +198,16 @@ def _collect(walk: Walk, parameters: frozenset[str], graph: fx.Graph) -> tuple[A
     for dim, mark, node in walk.marks:
         if mark != "produced" or node.graph is graph:
             for atom in plain(dim):
+                bare = mark == "normalised" and not marks[atom]["activated"]
                 marks[atom][mark] += 1
+                marks[atom]["bare"] += bare
     uses, opaque = _uses(walk)
-    widths = [a for a in owners if a not in fixed]
+    made = (
+        {a for a, mark in marks.items() if mark["produced"] or mark["contracted"]}
+        | uses.keys()
+        | opaque.keys()
+    )
+    widths = [a for a in owners if a not in fixed and a in made]
     roles = _roles(widths, marks, walk.stored, parameters)
     named = _names(widths, owners, roles)
     numel = {key: _numel(walk.stored[key]) for key in walk.stored}
@@ -261,8 +268,8 @@ def _roles(
 ) -> dict[Atom, str]:
     """Design section 3.3, as marks left by the rules.
 
-    A stream is what several producers add up in (residual additions), or what a normalisation runs over without
-    being added up (the reduced keys of PVT): there no masked network equals the cut one.
+    A stream is what several producers add up in (residual additions), or what a normalisation runs over straight
+    after its producer (the reduced keys of PVT). One that passed an activation before is hidden (SwiGLU with a norm).
     """
     heads = {a for a in widths if marks[a]["heads"] or marks[a]["attended"]}
     beside: set[Atom] = set()
@@ -277,7 +284,7 @@ def _roles(
             out[atom] = "heads"
         elif atom in beside or mark["contracted"] or mark["head_dim"]:
             out[atom] = "head_dim"
-        elif (mark["residual"] and mark["produced"] > 1) or mark["normalised"]:
+        elif (mark["residual"] and mark["produced"] > 1) or mark["bare"]:
             out[atom] = "stream"
         else:
             out[atom] = "hidden"

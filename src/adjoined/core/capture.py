@@ -101,6 +101,7 @@ def capture(model: nn.Module, example: Example) -> Capture:
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()
+        _try(model, given)
         graph, batch, dynamic = _export_free(model, given, notes)
         model.train()
         try:
@@ -115,6 +116,21 @@ def capture(model: nn.Module, example: Example) -> Capture:
         for module, mode in modes.items():
             module.training = mode
     return Capture(graph, train, given, batch, dynamic, tuple(notes))
+
+
+def _try(model: nn.Module, given: Any) -> None:
+    """Run the model once: what it builds at its first call is there, and an example that does not fit is told."""
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            call_model(model, given)
+    except Exception as error:
+        shapes = ", ".join(
+            f"{tuple(t.shape)} {t.dtype}" for t in pytree.tree_leaves(given) if isinstance(t, Tensor)
+        )
+        raise CaptureError(
+            f"{type(model).__name__} does not run on the example ({shapes}): {_short(error)}; give inputs that its "
+            "forward takes: a tensor, a tuple of them or a dict of keyword inputs"
+        ) from error
 
 
 def _export_free(model: nn.Module, given: Any, notes: list[str]) -> tuple[Graph, int, bool]:

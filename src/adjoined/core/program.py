@@ -95,13 +95,13 @@ def shrink(graph: Graph, bindings: Mapping[str, Sequence[Binding]], kept: Kept) 
             env[node].meta = {}
             for binding in bindings.get(node.name, ()):
                 if is_cut(binding.dim, kept):
-                    _rewrite(node, env[node], binding, kept)
+                    _rewrite(node, env[node], binding, kept, bindings[node.name])
     new.eliminate_dead_code()
     new.lint()
     return fx.GraphModule(nn.Module(), new)
 
 
-def _rewrite(old: fx.Node, node: fx.Node, binding: Binding, kept: Kept) -> None:
+def _rewrite(old: fx.Node, node: fx.Node, binding: Binding, kept: Kept, others: Sequence[Binding]) -> None:
     """Put the kept size in the place of the literal; of a size that runs over the batch too, -1."""
     value: Any = binding.scale * kept_size(binding.dim, kept)
     schema = node.target._schema.arguments  # type: ignore[union-attr]
@@ -109,8 +109,13 @@ def _rewrite(old: fx.Node, node: fx.Node, binding: Binding, kept: Kept) -> None:
     by_name = binding.name in node.kwargs or at >= len(node.args)
     if binding.index is not None:
         entry = list(node.kwargs[binding.name] if by_name else node.args[at])  # type: ignore[arg-type]
+        if entry[binding.index] == -1:
+            return
         symbolic = isinstance(entry[binding.index], fx.Node)
         assert not symbolic or op_name(old) in RESHAPES, old.format_node()
+        for other in others if symbolic else ():
+            if other.index is not None and entry[other.index] == -1:  # only one size may be left open
+                entry[other.index] = kept_size(other.dim, kept)
         entry[binding.index] = -1 if symbolic else value
         value = entry
     if by_name:

@@ -158,11 +158,11 @@ class Call:
             self.walk.marks.append((dim, mark, self.node))
 
     def bind(self, name: str, index: int | None, dim: Dim, scale: int = 1) -> bool:
-        """Note that a literal argument is `scale`·|dim|; False where the argument is no such number."""
+        """Note that a literal argument is `scale`·|dim|, or -1 for it; False where the argument is no such number."""
         value = self.args[name] if index is None else self.args[name][index]
         if isinstance(value, Node):
             value = hint(value.meta["val"])
-        if value != size(dim) * scale:
+        if value not in (size(dim) * scale, -1):
             return False
         if dim and value != 0:
             self.walk.bindings.setdefault(self.node, []).append(Binding(name, index, dim, scale))

@@ -28,13 +28,17 @@ def batch_norm(call: Call) -> Dims:
 
 
 def group_norm(call: Call) -> Dims:
+    """Each group is normalised by itself, so whole groups can go; what is in a group stays."""
     x, groups = call.dims("input"), call["num_groups"]
     for name in ("weight", "bias"):
         if call.get(name) is not None:
             call.unify(x[1], call.dims(name)[0])
     outer, inner = regroup(x[1], [groups, size(x[1]) // groups])
-    call.pin(outer, "number of groups of a normalisation")
-    call.mark(inner, "normalised")
+    call.bind("num_groups", None, outer)
+    if groups == 1:
+        call.mark(inner, "normalised")
+    else:
+        call.fix(inner, "channels of one group")
     return call.dims("input")
 
 

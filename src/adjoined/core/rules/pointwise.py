@@ -1,7 +1,7 @@
 """Entry by entry: operands broadcast against each other, every axis is carried."""
 
 from adjoined.core.dims import Dim, fresh
-from adjoined.core.walk import Call, Dims, Rule
+from adjoined.core.walk import Call, Dims, Rule, op_name
 
 UNARY = """
     abs alias bitwise_not ceil celu clamp clamp_max clamp_min clone contiguous cos deg2rad detach dropout elu erf exp
@@ -14,15 +14,24 @@ BINARY = """
     add addcdiv addcmul atan2 bitwise_and bitwise_or div eq floor_divide fmod ge gt le lerp logical_and logical_or
     logical_xor lt masked_fill maximum minimum mul ne pow prelu remainder rsub sub where __and __or xlogy
 """.split()
+# Functions that make a sum of inputs a unit of its own: what passes one between two layers is a hidden unit.
+ACTIVATIONS = {
+    *"celu elu erf gelu hardsigmoid hardswish hardtanh leaky_relu log_sigmoid mish relu relu6 rrelu selu".split(),
+    *"sigmoid silu softplus softsign tanh threshold".split(),
+}
 SAME_ORIGIN = {"alias", "clone", "contiguous", "detach", "to", "type_as", "lift_fresh_copy"}
 
 
 def unary(call: Call) -> Dims:
     """The first tensor gives the axes; `type_as` and the like take only a type from the others."""
-    first = call.tensors()[0]
-    if first in call.walk.origin and call.node.target._schema.name.split("::")[-1] in SAME_ORIGIN:  # type: ignore[union-attr]
+    first, name = call.tensors()[0], op_name(call.node)
+    if first in call.walk.origin and name in SAME_ORIGIN:
         call.walk.origin[call.node] = call.walk.origin[first]
-    return call.dims(first)
+    dims = call.dims(first)
+    if name in ACTIVATIONS:
+        for dim in dims:
+            call.mark(dim, "activated")
+    return dims
 
 
 def binary(call: Call) -> Dims:
@@ -46,7 +55,7 @@ def binary(call: Call) -> Dims:
 
 
 def _is_residual(call: Call) -> bool:
-    return call.node.target._schema.name.split("::")[-1].rstrip("_") in ("add", "sub", "lerp")  # type: ignore[union-attr]
+    return op_name(call.node) in ("add", "sub", "lerp")
 
 
 def copy(call: Call) -> Dims:

@@ -158,7 +158,8 @@ def slice_(call: Call) -> Dims:
     dims, shape = list(call.dims("self")), call.shape("self")
     at = call.get("dim", 0) % len(dims)
     n, length = shape[at], call.out[at]
-    if length == n:
+    if length == n or length == 0:
+        dims[at] = dims[at] if length else call.fixed(0, "nothing is taken")
         return tuple(dims)
     start = hint(getattr(call.get("start", 0), "meta", {}).get("val", call.get("start", 0)))
     start = min(max(start + n if start < 0 else start, 0), n)
@@ -228,9 +229,9 @@ def _parts(call: Call, dim: Dim, sizes: list[int]) -> list[Dim]:
 
 def cat(call: Call) -> Dims:
     """Equal parts become (n, part), one axis for all; unlike parts stay apart within one dimension."""
-    nodes = [n for n in call["tensors"] if not (len(call.shape(n)) == 1 and call.shape(n)[0] == 0)]
-    all_dims = [call.dims(n) for n in nodes]
     at = call.get("dim", 0) % len(call.out)
+    nodes = [n for n in call["tensors"] if 0 not in call.shape(n)] or call["tensors"][:1]
+    all_dims = [call.dims(n) for n in nodes]
     out = []
     for i in range(len(call.out)):
         column = [dims[i] for dims in all_dims]
