@@ -28,9 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = with_hyphens(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
-    warnings.showwarning = _note
     try:
-        return _run([w for w in words if w != "--debug"])
+        with warnings.catch_warnings():
+            warnings.showwarning = _note
+            return _run([w for w in words if w != "--debug"])
     except SystemExit as done:  # --help and --print_config
         return int(done.code or 0)
     except KeyboardInterrupt:

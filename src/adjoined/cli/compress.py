@@ -23,7 +23,8 @@ def add_flags(parser: ArgumentParser) -> None:
 
 def run(given: dict[str, Any]) -> None:
     """Start a run, or with `resume` go on with one; what is not given then is as the run has it."""
-    from adjoined.train.run import compress, latest_run
+    from adjoined.train.folder import latest_run
+    from adjoined.train.run import compress
 
     console = Console(soft_wrap=False)
     config = CompressConfig(**given)

@@ -30,7 +30,8 @@ def add_flags(parser: ArgumentParser) -> None:
 
 
 def run(given: dict[str, Any]) -> None:
-    from adjoined.train.run import evaluate, latest_run
+    from adjoined.train.folder import latest_run
+    from adjoined.train.run import evaluate
 
     as_json, folder = given.pop("json", False), given.pop("run", None)
     result = evaluate(folder or latest_run(), **given)

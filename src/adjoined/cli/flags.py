@@ -70,6 +70,8 @@ def explain(
         return f"unknown command {strange[1]!r}; there are {', '.join(commands)}{near}"
     if 'expected "command"' in error:
         return f"give a command: {', '.join(commands)}; adjoined --help tells what each does"
+    if strange := re.search(r"File does not exist: '(.*)'", error):
+        return f"--config: no file at {strange[1]!r}"
     if strange := re.search(r'Parser key "([^"]+)":(.*)', error, re.DOTALL):
         value = re.search(r"(?:Got|Given) value: (.*)", strange[2])
         wanted = _wanted(strange[2])

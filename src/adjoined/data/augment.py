@@ -71,17 +71,19 @@ def warp(pixels_bchw: torch.Tensor, draws: torch.Tensor, family: Geometry) -> to
     side = torch.sqrt(_between(family.area, area))
     root = torch.exp(_between((math.log(family.aspect[0]) / 2, math.log(family.aspect[1]) / 2), aspect))
     width, height = side * root, side / root
-    if family.degrees == 0 and family.shift == 0:  # a crop stays inside
+    crop = family.degrees == 0 and family.shift == 0
+    if crop:  # stays inside
         width, height = width.clamp(max=1), height.clamp(max=1)
     angle = _between((-math.radians(family.degrees), math.radians(family.degrees)), angle)
     flip = torch.where(mirror < family.mirror, -1.0, 1.0)
     room_x, room_y = ((1 - side).clamp(min=0) + 2 * family.shift for side in (width, height))
     across = torch.stack([width * flip * angle.cos(), -height * angle.sin(), (2 * x - 1) * room_x], 1)
     down = torch.stack([width * flip * angle.sin(), height * angle.cos(), (2 * y - 1) * room_y], 1)
-    grid = functional.affine_grid(
-        torch.stack([across, down], 1), list(pixels_bchw.shape), align_corners=False
-    )
-    return functional.grid_sample(pixels_bchw, grid, align_corners=False)
+    maps = torch.stack([across, down], 1)
+    grid = functional.affine_grid(maps, list(pixels_bchw.shape), align_corners=False)
+    # A crop's outermost samples lie less than a pixel beyond the picture; black there would darken its rim.
+    border = "border" if crop else "zeros"
+    return functional.grid_sample(pixels_bchw, grid, padding_mode=border, align_corners=False)
 
 
 def picture_transform(inputs: InputSpec, family: Geometry | str | None, *, mirror: bool) -> PictureTransform:

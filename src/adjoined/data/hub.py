@@ -21,8 +21,8 @@ LABEL_COLUMNS = ("label", "labels", "fine_label", "cls", "class", "target")
 DOWNLOADS = "~/.cache/adjoined"
 
 
-def load(builder: str, **options: Any) -> Any:
-    """`datasets.load_dataset` without its progress bars, its many errors told in one line."""
+def load(name: str, builder: str, **options: Any) -> Any:
+    """`datasets.load_dataset` without its progress bars, its many errors told in one line about `name`."""
     import datasets
     from datasets.exceptions import DatasetsError
 
@@ -31,9 +31,7 @@ def load(builder: str, **options: Any) -> Any:
     try:
         return datasets.load_dataset(builder, **options)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        raise DataError(
-            f"datasets cannot load {options.get('data_files', builder)}: {_line(error)}"
-        ) from error
+        raise DataError(f"datasets cannot load {name}: {_line(error)}") from error
     finally:
         if shown:
             datasets.enable_progress_bars()
@@ -93,7 +91,7 @@ def _row_name(split: str, i: int) -> str:
 
 def _hugging_face(spec: str, name: str) -> ImageData:
     """`hf:NAME`: a repository of the Hugging Face hub, or a local clone of one."""
-    splits = load(name)
+    splits = load(spec, name)
     info = next(iter(splits.values())).info
     return from_datasets(spec, splits, stamp=[name, info.config_name, str(info.version)])
 
@@ -111,7 +109,7 @@ def _webdataset(spec: str, pattern: str) -> ImageData:
             f"found {', '.join(files) or 'none'}"
         )
     stamp = [(Path(f).name, Path(f).stat().st_size) for shards in files.values() for f in shards]
-    return from_datasets(spec, load("webdataset", data_files=files), stamp=stamp)
+    return from_datasets(spec, load(spec, "webdataset", data_files=files), stamp=stamp)
 
 
 def _matches(pattern: str) -> list[str]:
@@ -129,15 +127,26 @@ def _torchvision(spec: str, name: str) -> ImageData:
     if "root" not in parameters or not parameters.keys() & {"train", "split"}:
         near = did_you_mean(name, datasets.__all__)
         raise DataError(f"torchvision has no data set {name!r} with splits{near}")
-    download = {"download": True} if "download" in parameters else {}
-    build = partial(kind, Path(folder or DOWNLOADS).expanduser(), **download)
+    build = partial(_build, kind, Path(folder or DOWNLOADS).expanduser(), fetch="download" in parameters)
     train, held_out = _torchvision_splits(spec, build, by_name="split" in parameters)
     images = [
         Images(_targets(rows), partial(_first, rows), partial(_row_name, split))
         for rows, split in ((train, "train"), (held_out, "the held-out split"))
     ]
-    classes = list(map(str, getattr(train, "classes", None) or _numbers(images[0].labels)))
+    named = getattr(train, "classes", None) or _numbers(images[0].labels)
+    classes = [", ".join(name) if isinstance(name, tuple) else str(name) for name in named]
     return make_data(spec, images[0], images[1], classes, stamp=[name])
+
+
+def _build(kind: Any, folder: Path, *, fetch: bool, **split: Any) -> Any:
+    """What lies in `folder`, else what can be downloaded to it."""
+    try:
+        return kind(folder, **split)
+    except (RuntimeError, OSError):  # torchvision's ways to say that nothing is there
+        if not fetch:
+            raise
+        folder.mkdir(parents=True, exist_ok=True)
+        return kind(folder, download=True, **split)
 
 
 def _torchvision_splits(spec: str, build: Callable[..., Any], *, by_name: bool) -> tuple[Any, Any]:
@@ -157,8 +166,10 @@ def _torchvision_splits(spec: str, build: Callable[..., Any], *, by_name: bool) 
 
 def _targets(rows: Any) -> torch.Tensor:
     """The labels (N,) of a torchvision data set, without decoding its pictures where it keeps them apart."""
-    kept = next((getattr(rows, a) for a in ("targets", "labels", "_labels") if hasattr(rows, a)), None)
-    labels = [rows[i][1] for i in range(len(rows))] if kept is None else kept
+    labels = next((getattr(rows, a) for a in ("targets", "labels", "_labels") if hasattr(rows, a)), None)
+    if labels is None:
+        samples = getattr(rows, "_samples", None) or getattr(rows, "samples", None)
+        labels = [label for _, label in (samples or rows)]
     return torch.as_tensor(np.asarray(labels), dtype=torch.int64)
 
 

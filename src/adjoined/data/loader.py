@@ -160,9 +160,9 @@ def _decode(
             pixels.append(transform(made.images.read(i)).unsqueeze(0))
             kept.append(i)
         except UNREADABLE as error:
-            if not made.bad[i] and int(made.bad.sum()) < NAMED:
+            new, made.bad[i] = not made.bad[i], True
+            if new and int(made.bad.sum()) <= NAMED:
                 warnings.warn(f"skipped {made.images.name(i)}: it does not decode ({error})", stacklevel=2)
-            made.bad[i] = True
     return kept, torch.cat(pixels)
 
 

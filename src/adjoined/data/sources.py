@@ -84,7 +84,7 @@ def _parquet(folder: Path) -> ImageData:
         raise DataError(f"{folder} holds parquet shards but no {wanted}.parquet; found {found}")
     splits = {s: shards[s] for s in ("train", held_out)}
     stamp = [(Path(f).name, Path(f).stat().st_size) for files in splits.values() for f in files]
-    return hub.from_datasets(str(folder), hub.load("parquet", data_files=splits), stamp=stamp)
+    return hub.from_datasets(str(folder), hub.load(str(folder), "parquet", data_files=splits), stamp=stamp)
 
 
 def _class_folders(folder: Path) -> ImageData:

@@ -11,8 +11,7 @@ RUN/config.yaml     the flags, as `--config` reads them
 import json
 import shutil
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +28,14 @@ from adjoined.data import Batches, ImageData, InputSpec, input_spec, load_data, 
 from adjoined.errors import AdjoinedError, DataError, PlanError
 from adjoined.store import load, save
 from adjoined.train.checkpoint import Checkpoints, written_aside
-from adjoined.train.config import FREE_ON_RESUME, CompressConfig, check_config, load_config, save_config
+from adjoined.train.config import CompressConfig, check_config, load_config, save_config
 from adjoined.train.evaluate import top1
+from adjoined.train.folder import append_metrics, open_folder, rewrite_metrics
 from adjoined.train.loop import Phase, Row, Setting, fit
 from adjoined.train.networks import build_model, check_outputs
 from adjoined.train.tasks import LabelTask, TwinTask
 
-__all__ = ["choose_plan", "compress", "evaluate", "latest_run"]
-
-RUNS = Path("runs")
+__all__ = ["choose_plan", "compress", "evaluate", "make_accelerator"]
 
 
 def compress(config: CompressConfig, *, console: Console | None = None) -> dict[str, Any]:
@@ -50,37 +48,34 @@ def compress(config: CompressConfig, *, console: Console | None = None) -> dict[
     Raises AdjoinedError, DataError or PlanError for anything a user can mend.
     """
     config, console = check_config(config), console or Console()
-    folder = _open_folder(config)
+    folder, config = open_folder(config)
     if config.resume and (folder / "result.json").exists():
         return json.loads((folder / "result.json").read_text(encoding="utf-8"))
     accelerator = make_accelerator(config.device, config.precision)
     set_seed(config.seed)
-    data, model, inputs = _load(config)
-    axes = find_axes(model, torch.zeros(2, inputs.channels, *inputs.size))
-    plan = choose_plan(axes, config, folder if config.resume else None)
-    twin = Adjoined(model, plan, axes=axes)
+    with console.status("reading the data, capturing the network"):
+        data, model, inputs = _load(config)
+        axes = find_axes(model, torch.zeros(2, inputs.channels, *inputs.size))
+        plan = choose_plan(axes, config, folder if config.resume else None)
+        twin = Adjoined(model, plan, axes=axes)
+        loaders = _batches(data, inputs, config)
     config = replace(config, img_size=inputs.size[0], data_fingerprint=data.fingerprint, out=str(folder))
     folder.mkdir(parents=True, exist_ok=True)
-    save_config(config, folder / "config.yaml")
     plan.save(folder / "plan.json")
+    save_config(config, folder / "config.yaml")  # last: it is what makes the folder a run
     checkpoints = Checkpoints(folder / "checkpoints")
     state = checkpoints.latest() if config.resume else None
-    setting = Setting(
-        config,
-        *_batches(data, inputs, config),
-        accelerator,
-        checkpoints,
-        console,
-        list(state["history"]) if state else [],
-    )
-    _rewrite_metrics(folder, setting.history)
+    history = list(state["history"]) if state else []
+    setting = Setting(config, *loaders, accelerator, checkpoints, console, history)
+    console.print(_headline(setting, data, axes, plan), highlight=False, soft_wrap=True)
+    rewrite_metrics(folder, setting.history)
     if state is None or state["phase"] == "base":
         _train_base(model, setting, folder, state)
         twin, state = Adjoined(model, plan, axes=axes, check=False), None  # proven above
     options = {k: getattr(config, k) for k in ("detach_large", "small_ce", "kl_weight", "label_smoothing")}
     phase = Phase("adjoined", 2, config.epochs, config.lr, judged_by="small")
     for row in fit(TwinTask(twin, **options), phase, setting, state=state):
-        _append_metrics(folder, row)
+        append_metrics(folder, row)
     return _finish(twin, plan, setting, folder, data)
 
 
@@ -142,14 +137,6 @@ def choose_plan(axes: Axes, config: CompressConfig, resumed: Path | None = None)
     return axes.plan(alpha=4 if config.alpha is None else config.alpha, scope=config.scope)
 
 
-def latest_run() -> Path:
-    """The run under runs/ that was started last. Raises AdjoinedError when there is none."""
-    found = sorted(RUNS.glob("*/config.yaml"), key=lambda p: p.stat().st_mtime)
-    if not found:
-        raise AdjoinedError("no run under runs/; start one with: adjoined compress")
-    return found[-1].parent
-
-
 def make_accelerator(device: str, precision: str) -> Accelerator:
     """accelerate's view of `device` (auto, cpu, cuda) and `precision` (auto, fp32, bf16)."""
     if device == "cuda" and not torch.cuda.is_available():
@@ -157,41 +144,6 @@ def make_accelerator(device: str, precision: str) -> Accelerator:
     on_cuda = device != "cpu" and torch.cuda.is_available()
     bf16 = precision == "bf16" or (precision == "auto" and on_cuda and torch.cuda.is_bf16_supported())
     return Accelerator(cpu=device == "cpu", mixed_precision="bf16" if bf16 else "no")
-
-
-def _open_folder(config: CompressConfig) -> Path:
-    """The run's folder: fresh, or on resume one that holds the same config."""
-    if config.out is None:
-        folder = latest_run() if config.resume else _fresh_folder(config)
-    else:
-        folder = Path(config.out).expanduser()
-    if not config.resume:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            kind = "another run" if (folder / "config.yaml").exists() else "something else"
-            raise AdjoinedError(f"{folder} holds {kind}; go on with it by --resume, or give another --out")
-        return folder
-    if not (folder / "config.yaml").exists():
-        raise AdjoinedError(f"{folder} holds no run to go on with; leave out --resume to start one")
-    before = load_config(folder / "config.yaml")
-    changed = [
-        f"--{f.name.replace('_', '-')} was {getattr(before, f.name)}, is {getattr(config, f.name)}"
-        for f in fields(CompressConfig)
-        if f.name not in FREE_ON_RESUME and getattr(before, f.name) != getattr(config, f.name)
-    ]
-    if changed:
-        raise AdjoinedError(
-            f"{folder} cannot go on with other settings: {'; '.join(changed)}; give another --out"
-        )
-    return folder
-
-
-def _fresh_folder(config: CompressConfig) -> Path:
-    """runs/MODEL-DATA, with the first number behind it that makes it new."""
-    plain = "".join(
-        c if c.isalnum() or c in "._" else "-" for c in f"{config.model}-{Path(config.data).name}"
-    )
-    numbers = ["", *(f"-{i}" for i in range(2, 10_000))]
-    return next(RUNS / f"{plain}{n}" for n in numbers if not (RUNS / f"{plain}{n}").exists())
 
 
 def _load(config: CompressConfig) -> tuple[ImageData, nn.Module, InputSpec]:
@@ -224,6 +176,17 @@ def _batches(data: ImageData, inputs: InputSpec, config: CompressConfig) -> tupl
     return train, make_batches(data.validation, inputs, **options)
 
 
+def _headline(setting: Setting, data: ImageData, axes: Axes, plan: Plan) -> str:
+    inputs, large, small = setting.train.inputs, axes.cost(), axes.cost(plan)
+    shape = "×".join(map(str, (inputs.channels, *inputs.size)))
+    pictures = f"{len(setting.train.images):,} + {len(setting.validation.images):,}"
+    return (
+        f"{setting.config.model} on {data.name}, {pictures} pictures of {shape}: "
+        f"{large.params / 1e6:.4g} → {small.params / 1e6:.4g} M parameters, "
+        f"{large.macs / 1e9:.4g} → {small.macs / 1e9:.4g} GMACs; run in {setting.config.out}"
+    )
+
+
 def _check_classes(data: ImageData, classes: list[str]) -> None:
     if list(data.classes) != classes:
         raise DataError(
@@ -239,7 +202,7 @@ def _train_base(model: nn.Module, setting: Setting, folder: Path, state: dict[st
     if config.base_epochs:
         phase = Phase("base", 1, config.base_epochs, config.base_lr or config.lr, judged_by="large")
         for row in fit(task, phase, setting, state=state):
-            _append_metrics(folder, row)
+            append_metrics(folder, row)
         return
     device = setting.accelerator.device
     start = time.perf_counter()
@@ -252,7 +215,7 @@ def _train_base(model: nn.Module, setting: Setting, folder: Path, state: dict[st
         "seconds": time.perf_counter() - start,
     }
     setting.history.append(row)
-    _append_metrics(folder, row)
+    append_metrics(folder, row)
 
 
 def _finish(twin: Adjoined, plan: Plan, setting: Setting, folder: Path, data: ImageData) -> dict[str, Any]:
@@ -287,14 +250,3 @@ def _finish(twin: Adjoined, plan: Plan, setting: Setting, folder: Path, data: Im
     with written_aside(folder / "result.json") as file:
         file.write((json.dumps(result, indent=1) + "\n").encode())
     return result
-
-
-def _rewrite_metrics(folder: Path, history: list[Row]) -> None:
-    """metrics.jsonl as of the checkpoint: what a killed run wrote after it is gone."""
-    with written_aside(folder / "metrics.jsonl") as file:
-        file.writelines(json.dumps(row).encode() + b"\n" for row in history)
-
-
-def _append_metrics(folder: Path, row: Mapping[str, Any]) -> None:
-    with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")

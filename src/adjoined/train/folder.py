@@ -1,0 +1,81 @@
+"""The folder of a run: which one, whether it may be written, and its lines of metrics."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from adjoined.errors import AdjoinedError
+from adjoined.train.checkpoint import written_aside
+from adjoined.train.config import FREE_ON_RESUME, CompressConfig, load_config
+
+__all__ = ["append_metrics", "latest_run", "open_folder", "rewrite_metrics"]
+
+RUNS = Path("runs")
+# What a run fills in by itself, so that a config without them asks for the same.
+FILLED_IN = frozenset({"img_size", "data_fingerprint"})
+
+
+def open_folder(config: CompressConfig) -> tuple[Path, CompressConfig]:
+    """The run's folder and its config: fresh, or on resume those of the run, with what may change changed.
+
+    Raises AdjoinedError when there is another run, none to go on with, or one with other settings.
+    """
+    if config.out is None:
+        folder = latest_run() if config.resume else _fresh_folder(config)
+    else:
+        folder = Path(config.out).expanduser()
+    if config.resume:
+        return folder, _resumed(folder, config)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if (folder / "config.yaml").exists():
+            raise AdjoinedError(
+                f"{folder} holds another run; go on with it by --resume, or give another --out"
+            )
+        raise AdjoinedError(f"{folder} is not empty; give another --out")
+    return folder, config
+
+
+def latest_run() -> Path:
+    """The run under runs/ that was started last. Raises AdjoinedError when there is none."""
+    found = sorted(RUNS.glob("*/config.yaml"), key=lambda p: p.stat().st_mtime)
+    if not found:
+        raise AdjoinedError("no run under runs/; start one with: adjoined compress")
+    return found[-1].parent
+
+
+def rewrite_metrics(folder: Path, history: Iterable[Mapping[str, Any]]) -> None:
+    """metrics.jsonl as of the checkpoint: what a killed run wrote after it is gone."""
+    with written_aside(folder / "metrics.jsonl") as file:
+        file.writelines(json.dumps(row).encode() + b"\n" for row in history)
+
+
+def append_metrics(folder: Path, row: Mapping[str, Any]) -> None:
+    """One more line of metrics.jsonl."""
+    with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def _resumed(folder: Path, config: CompressConfig) -> CompressConfig:
+    if not (folder / "config.yaml").exists():
+        raise AdjoinedError(f"{folder} holds no run to go on with; leave out --resume to start one")
+    before = load_config(folder / "config.yaml")
+    changed = {}
+    for name in (f.name for f in fields(CompressConfig) if f.name not in FREE_ON_RESUME):
+        was, now = getattr(before, name), getattr(config, name)
+        if was != now and not (now is None and name in FILLED_IN):
+            changed[name] = f"--{name.replace('_', '-')} was {was}, is {now}"
+    if changed:
+        told = "; ".join(changed.values())
+        raise AdjoinedError(f"{folder} cannot go on with other settings: {told}; give another --out")
+    return replace(before, **{name: getattr(config, name) for name in FREE_ON_RESUME})
+
+
+def _fresh_folder(config: CompressConfig) -> Path:
+    """runs/MODEL-DATA, with the first number behind it that makes it new."""
+    plain = "".join(
+        c if c.isalnum() or c in "._" else "-" for c in f"{config.model}-{Path(config.data).name}"
+    )
+    numbers = ["", *(f"-{i}" for i in range(2, 10_000))]
+    return next(RUNS / f"{plain}{n}" for n in numbers if not (RUNS / f"{plain}{n}").exists())

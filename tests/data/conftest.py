@@ -1,0 +1,44 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """`datasets` copies what it reads; keep that out of the user's cache."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def png():
+    """A function from a number to the bytes of an 8×8 RGB picture that no other number gives."""
+
+    def encoded(i):
+        pixels = np.random.default_rng(i).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "PNG")
+        return file.getvalue()
+
+    return encoded
+
+
+@pytest.fixture
+def class_folders(tmp_path, png):
+    """Builds a folder of class folders: {split: {class: pictures}}; returns its path."""
+
+    def build(splits, root=tmp_path / "pictures"):
+        i = 0
+        for split, classes in splits.items():
+            for name, count in classes.items():
+                folder = root / split / name
+                folder.mkdir(parents=True)
+                for k in range(count):
+                    (folder / f"{k:03d}.png").write_bytes(png(i))
+                    i += 1
+        return root
+
+    return build

@@ -1,0 +1,150 @@
+import pickle
+import warnings
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from adjoined.data import InputSpec, batches, check_bad, load_data, make_batches
+from adjoined.data.images import Images, make_data
+from adjoined.errors import DataError
+
+INPUTS = InputSpec((16, 16), 1, (0.5,), (0.5,))
+
+
+def read(broken, i):
+    if i in broken:
+        raise OSError("truncated")
+    return Image.fromarray(np.full((16, 16), i % 256, np.uint8))
+
+
+def name(i):
+    return f"picture {i}"
+
+
+def numbered(n, broken=()):
+    """n pictures whose pixels are all their number; the labels are the numbers too."""
+    return Images(torch.arange(n), partial(read, frozenset(broken)), name)
+
+
+def numbers(x):
+    """The inverse of normalisation: what the pixels were."""
+    return ((x[:, 0, 0, 0] * 0.5 + 0.5) * 255).round().long()
+
+
+def epoch(made, **which):
+    parts = list(batches(made, **which))
+    return torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
+
+
+@pytest.mark.parametrize("cache", ["memory", "none"])
+def test_evaluation_is_every_picture_in_order(cache):
+    x, y = epoch(make_batches(numbered(21), INPUTS, batch_size=8, cache=cache))
+    assert torch.equal(y, torch.arange(21))
+    assert torch.equal(numbers(x), y)
+
+
+def test_held_and_read_pictures_are_the_same_bit_for_bit():
+    held_out = load_data("digits").validation
+    made = [make_batches(held_out, INPUTS, batch_size=64, cache=c) for c in ("memory", "none")]
+    assert [m.pixels is not None for m in made] == [True, False]
+    assert torch.equal(epoch(made[0])[0], epoch(made[1])[0])
+
+
+@pytest.mark.parametrize("cache", ["memory", "none"])
+def test_training_shuffles_by_seed_and_epoch(cache):
+    made = make_batches(numbered(40), INPUTS, batch_size=8, augment="none", cache=cache)
+    x, y = epoch(made, seed=3, epoch=5)
+    assert torch.equal(y.sort().values, torch.arange(40))
+    assert torch.equal(numbers(x), y)
+    assert torch.equal(y, epoch(made, seed=3, epoch=5)[1])
+    assert not torch.equal(y, epoch(made, seed=3, epoch=6)[1])
+    assert not torch.equal(y, epoch(made, seed=4, epoch=5)[1])
+
+
+def test_augmentation_depends_on_picture_and_epoch_not_on_the_batch():
+    train = load_data("digits").train
+    first, second = (make_batches(train, INPUTS, batch_size=b, augment="affine") for b in (1437, 479))
+    x, y = epoch(first, epoch=2)
+    torch.testing.assert_close(epoch(second, epoch=2)[0], x)
+    assert not torch.equal(epoch(first, epoch=3)[0], x)
+    assert torch.equal(y.sort().values, train.labels.sort().values)
+
+
+@pytest.mark.parametrize(("n", "batch_size", "train", "sizes"), [
+    (20, 8, True, [8, 8]), (20, 8, False, [8, 8, 4]), (5, 8, True, [5]), (16, 8, False, [8, 8]),
+])  # fmt: skip
+def test_sizes_of_batches(n, batch_size, train, sizes):
+    made = make_batches(numbered(n), INPUTS, batch_size=batch_size, augment="none" if train else None)
+    assert [len(y) for _, y in batches(made)] == sizes
+    assert len(made) == len(sizes)
+
+
+def test_workers_read_the_same():
+    made = make_batches(numbered(20), INPUTS, batch_size=8, augment="none", cache="none", workers=2)
+    alone = make_batches(numbered(20), INPUTS, batch_size=8, augment="none", cache="none")
+    assert torch.equal(epoch(made, epoch=1)[0], epoch(alone, epoch=1)[0])
+    pickle.loads(pickle.dumps(made.images))  # as workers that are not forked need
+
+
+def test_auto_holds_what_is_small():
+    big = Images(torch.zeros(3, dtype=torch.int64), lambda i: Image.new("L", (100, 100)), name)
+    assert make_batches(big, INPUTS, batch_size=2).pixels is None
+    assert make_batches(big, INPUTS, batch_size=2, cache="memory").pixels is not None
+    assert make_batches(numbered(3), INPUTS, batch_size=2).pixels is not None
+    assert make_batches(numbered(3), INPUTS, batch_size=2, augment="rand-m9").pixels is None
+
+
+def test_a_broken_picture_is_named_counted_and_left_out_of_memory():
+    with pytest.warns(UserWarning, match=r"picture 7: it does not decode \(truncated\)"), pytest.warns(
+        UserWarning, match="skipped 1 of 120"
+    ):  # fmt: skip
+        made = make_batches(numbered(120, broken=[7]), INPUTS, batch_size=60, cache="memory")
+    x, y = epoch(made)
+    assert torch.equal(y, torch.tensor([i for i in range(120) if i != 7]))
+    assert torch.equal(numbers(x), y)
+    assert made.images.name(7) == "picture 8"
+
+
+def test_a_broken_picture_is_left_out_while_reading():
+    made = make_batches(numbered(120, broken=[7]), INPUTS, batch_size=60, cache="none")
+    with pytest.warns(UserWarning, match="picture 7"):
+        x, y = epoch(made)
+    assert torch.equal(y, torch.tensor([i for i in range(120) if i != 7]))
+    assert torch.equal(numbers(x), y)
+    check_bad(made)
+    epoch(made)  # told once
+    assert int(made.bad.sum()) == 1
+
+
+def test_a_batch_of_broken_pictures_is_empty():
+    made = make_batches(numbered(101, broken=[100]), INPUTS, batch_size=100, cache="none")
+    with pytest.warns(UserWarning, match="picture 100"):
+        assert [x.shape for x, _ in batches(made)] == [(100, 1, 16, 16), (0, 1, 16, 16)]
+
+
+def test_too_many_broken_pictures_are_refused():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(DataError, match="2 of 120 pictures do not decode, more than 1%"):
+            make_batches(numbered(120, broken=[3, 5]), INPUTS, batch_size=60, cache="memory")
+        made = make_batches(numbered(120, broken=[3, 5]), INPUTS, batch_size=60, cache="none")
+        epoch(made)
+    with pytest.raises(DataError, match="2 of 120"):
+        check_bad(made)
+
+
+def test_workers_report_broken_pictures():
+    made = make_batches(numbered(20, broken=[3]), INPUTS, batch_size=10, cache="none", workers=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the worker's own
+        assert len(epoch(made)[1]) == 19
+    with pytest.raises(DataError, match=r"1 of 20 pictures .* the first is picture 3: repair"):
+        check_bad(made)
+
+
+def test_an_empty_split_is_refused():
+    with pytest.raises(DataError, match="x: the held-out split holds no pictures"):
+        make_data("x", numbered(2), numbered(0), ["a", "b"], stamp=[])
