@@ -1,11 +1,13 @@
 """Seconds of one adjoined step against the large and the small network's steps alone; small against timm's own.
 
-    python -m benchmarks.step_time [--rounds 15] [--batch 32]
+    python -m benchmarks.step_time [--rounds 15] [--batch 32] [--threads 1] [--wall]
 
 A step is forward, loss and backward in train mode. Everything runs in turn in one process, medians are compared.
+The clock is this process's CPU time, which other processes do not lengthen; --wall takes the wall clock.
 """
 
 import argparse
+import time
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +20,7 @@ from torch.nn.functional import cross_entropy
 import adjoined
 from benchmarks.common import interleaved, spread, write
 
+Clock = Callable[[], float]
 NETWORKS = {
     "vit_small_patch16_224": {"img_size": 64, "num_classes": 100},
     "swin_tiny_patch4_window7_224": {"img_size": 64, "num_classes": 100},
@@ -51,7 +54,7 @@ def inference(net: nn.Module, x: Tensor) -> Callable[[], Any]:
     return step
 
 
-def step_rows(rounds: int, batch: int) -> list[dict[str, Any]]:
+def step_rows(rounds: int, batch: int, clock: Clock) -> list[dict[str, Any]]:
     """Adjoined step / (large step + small step), target ≤ 1.10."""
     out = []
     for name, kwargs in NETWORKS.items():
@@ -69,6 +72,7 @@ def step_rows(rounds: int, batch: int) -> list[dict[str, Any]]:
                 "small": plain_step(small, x, y),
             },
             rounds,
+            clock=clock,
         )
         row = {key: spread(values) for key, values in times.items()}
         ratio = row["adjoined"]["median"] / (row["large"]["median"] + row["small"]["median"])
@@ -76,7 +80,7 @@ def step_rows(rounds: int, batch: int) -> list[dict[str, Any]]:
     return out
 
 
-def small_rows(rounds: int, batch: int) -> list[dict[str, Any]]:
+def small_rows(rounds: int, batch: int, clock: Clock) -> list[dict[str, Any]]:
     """The small network of ViT-S/16 at full α = 2 against timm's ViT-Ti/16, which has its sizes; target ≤ 1.05."""
     model = timm.create_model("vit_small_patch16_224", img_size=64, num_classes=100)
     x = torch.randn(batch, 3, 64, 64)
@@ -108,8 +112,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--batch", type=int, default=32, help="images a step")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--wall", action="store_true", help="wall clock instead of CPU seconds")
     args = parser.parse_args()
-    rows = step_rows(args.rounds, args.batch) + small_rows(args.rounds, args.batch)
+    torch.set_num_threads(args.threads)
+    clock = time.perf_counter if args.wall else time.process_time
+    rows = step_rows(args.rounds, args.batch, clock) + small_rows(args.rounds, args.batch, clock)
+    for row in rows:
+        row["clock"] = clock.__name__
     for row in rows:
         times = ", ".join(
             f"{k} {1e3 * v['median']:.1f} ms [{1e3 * v['q1']:.1f}, {1e3 * v['q3']:.1f}]"
