@@ -93,7 +93,11 @@ MODELS: dict[str, tuple[str, Callable[[], Any], Callable[[], dict[str, Any]]]] =
     "BEiT": ("BeitForImageClassification", lambda: hf.BeitConfig(**BODY, **IMAGE), _pixels),
     "Swin": ("SwinForImageClassification", lambda: hf.SwinConfig(**SWIN), _pixels),
     "Swinv2": ("Swinv2ForImageClassification", lambda: hf.Swinv2Config(**SWIN), _pixels),
-    "DINOv2": ("Dinov2ForImageClassification", lambda: hf.Dinov2Config(**BODY, **IMAGE, mlp_ratio=2), _pixels),
+    "DINOv2": (
+        "Dinov2ForImageClassification",
+        lambda: hf.Dinov2Config(**BODY, **IMAGE, mlp_ratio=2),
+        _pixels,
+    ),
     "DINOv2 with SwiGLU": (
         "Dinov2Model",
         lambda: hf.Dinov2Config(**BODY, **IMAGE, use_swiglu_ffn=True, mlp_ratio=2),
@@ -156,6 +160,10 @@ MODELS: dict[str, tuple[str, Callable[[], Any], Callable[[], dict[str, Any]]]] =
 }
 
 
+# Written without `scaled_dot_product_attention`, or with a backbone that is.
+EAGER_ONLY = {"Swinv2", "PVTv2", "LeViT", "MobileViT", "DETR", "Mask2Former"}
+
+
 def build(name: str, attention: str) -> nn.Module:
     """The model `name` with `attention` "sdpa" or "eager"."""
     kind, config, _ = MODELS[name]
@@ -170,4 +178,5 @@ def rows() -> list[tuple[str, Any, Any]]:
         (f"{name}, {attention}", lambda n=name, a=attention: build(n, a), example())
         for name, (_, _, example) in MODELS.items()
         for attention in ("sdpa", "eager")
+        if not (attention == "sdpa" and name in EAGER_ONLY)
     ]

@@ -29,6 +29,7 @@ ROLES = ("heads", "hidden", "stream", "head_dim")
 
 def measure(model: nn.Module, example: Any, alpha: int = 2) -> dict[str, Any]:
     """Find the axes of `model`, cut it by `alpha` in both scopes, and hold the result against every contract."""
+    torch.backends.mha.set_fastpath_enabled(False)  # its fused layers round otherwise
     given = normalise_example(example)
     model.eval()
     start = time.perf_counter()
@@ -89,8 +90,7 @@ def _missing(model: nn.Module, axes: adjoined.Axes) -> list[str]:
     for node in axes.capture.eval.fx.nodes:
         if node.op == "call_function" and op_name(node) == "scaled_dot_product_attention":
             path = [str(p) for p, _ in (node.meta.get("nn_module_stack") or {}).values()][-1]
-            heads = node.args[0].meta["val"].shape[1:-2]
-            if all(int(n) == 1 for n in heads):
+            if int(node.args[0].meta["val"].shape[-3]) == 1:
                 continue
             prefix = f"{path}." if path else ""
             if not any(k.startswith(prefix) for k in owned["heads"]):
@@ -98,9 +98,9 @@ def _missing(model: nn.Module, axes: adjoined.Axes) -> list[str]:
     for name, module in model.named_modules():
         weights = [p for p in module.parameters() if p.ndim > 1]
         kind = type(module).__name__.lower()
-        if any(word in kind for word in MLP_NAMES) and len(weights) > 1 and not _nested(name, model):
-            if not any(k.startswith(f"{name}.") for k in owned["hidden"]):
-                out.append(f"hidden units in {name}")
+        is_mlp = any(word in kind for word in MLP_NAMES) and len(weights) > 1 and not _nested(name, model)
+        if is_mlp and not any(k.startswith(f"{name}.") for k in owned["hidden"]):
+            out.append(f"hidden units in {name}")
     return list(dict.fromkeys(out))
 
 
@@ -181,8 +181,7 @@ def _macs(twin: adjoined.Adjoined, axes: adjoined.Axes, given: tuple[tuple, dict
     counter = FlopCounterMode(display=False)
     with sdpa_kernel(SDPBackend.MATH), counter:
         _run(net, given)
-    total = counter.get_total_flops() // 2
-    return axes.cost(twin.plan).macs, total // batch if total % batch == 0 else -total
+    return axes.cost(twin.plan).macs, round(counter.get_total_flops() / 2 / batch)
 
 
 def _train(twin: adjoined.Adjoined, given: tuple[tuple, dict]) -> list[str]:

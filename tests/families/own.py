@@ -101,7 +101,11 @@ class Seq2Seq(nn.Module):
 
     def forward(self, source: Tensor, target: Tensor) -> dict[str, Tensor]:
         mask = nn.Transformer.generate_square_subsequent_mask(target.shape[1])
-        return {"logits": self.out(self.body(self.embed(source), self.embed(target), tgt_mask=mask))}
+        return {
+            "logits": self.out(
+                self.body(self.embed(source), self.embed(target), tgt_mask=mask, tgt_is_causal=True)
+            )
+        }
 
 
 class SharedBlocks(nn.Module):

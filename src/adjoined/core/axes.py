@@ -116,7 +116,7 @@ class Axes:
     def polynomial(self) -> costs.Polynomial:
         """The cost of a plan as a polynomial in its kept counts (design section 4.4)."""
         sizes = {key: self.stored[key] for key in sorted(self.parameters)}
-        return costs.Polynomial.build(self.terms, sizes, self.capture.batch)
+        return costs.Polynomial.build(self.terms, sizes, self.capture.batch, self.capture.dynamic)
 
 
 def find_axes(model: nn.Module, example: Example) -> Axes:
@@ -208,6 +208,7 @@ def _collect(walk: Walk, parameters: frozenset[str], graph: fx.Graph) -> tuple[A
         | opaque.keys()
     )
     widths = [a for a in owners if a not in fixed and a in made]
+    widths = [a for a in widths if not _shares_keys(a, marks, owners, walk.stored)]
     roles = _roles(widths, marks, walk.stored, parameters)
     named = _names(widths, owners, roles)
     numel = {key: _numel(walk.stored[key]) for key in walk.stored}
@@ -289,6 +290,19 @@ def _roles(
         else:
             out[atom] = "hidden"
     return out
+
+
+def _shares_keys(
+    atom: Atom,
+    marks: Mapping[Atom, Counter[str]],
+    owners: Mapping[Atom, list[tuple[str, int]]],
+    stored: Mapping[str, Dims],
+) -> bool:
+    """Whether `atom` counts the query heads that share a key head: these go together, by the axis of the key heads."""
+    if not (marks[atom]["repeated"] and (marks[atom]["heads"] or marks[atom]["attended"])):
+        return False
+    beside = (p for key, at in owners[atom] for p in products(stored[key][at]) if atom in p)
+    return any(marks[a]["heads"] and not marks[a]["repeated"] for p in beside for a in p)
 
 
 def _names(

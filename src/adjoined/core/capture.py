@@ -1,7 +1,9 @@
 """Model + example → the graphs of its ATen operators, in eval and in train mode, by `torch.export`."""
 
+import contextlib
+import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -180,10 +182,24 @@ def _export(model: nn.Module, given: tuple[tuple, dict], batch: int, dynamic: bo
 
     shapes = pytree.tree_map(dims, given[1] or given[0]) if dynamic else None
     args, kwargs = pytree.tree_map(resize, given)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _quiet():
         program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
     return _to_graph(program)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No warnings and no print of a whole graph where a capture fails; PyTorch's fused encoder layers off."""
+    fused, disabled = torch.backends.mha.get_fastpath_enabled(), logging.root.manager.disable
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        logging.disable(logging.WARNING)
+        with warnings.catch_warnings(), contextlib.redirect_stdout(None), contextlib.redirect_stderr(None):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def _to_graph(program: torch.export.ExportedProgram) -> Graph:

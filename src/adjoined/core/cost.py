@@ -37,27 +37,29 @@ class Term:
 class Polynomial:
     """Σ coefficient · Π kept count, per module for the multiply-adds and per tensor for the parameters."""
 
-    macs: Mapping[str, Mapping[Monomial, int]]
-    params: Mapping[str, Mapping[Monomial, int]]
+    macs: Mapping[str, Mapping[Monomial, float]]
+    params: Mapping[str, Mapping[Monomial, float]]
 
     @staticmethod
-    def build(terms: Iterable[Term], tensors: Mapping[str, Iterable[Dim]], batch: int) -> "Polynomial":
-        """`batch` is divided out of every term that runs over it."""
-        macs: dict[str, dict[Monomial, int]] = defaultdict(lambda: defaultdict(int))
+    def build(
+        terms: Iterable[Term], tensors: Mapping[str, Iterable[Dim]], batch: int, dynamic: bool = True
+    ) -> "Polynomial":
+        """A dynamic `batch` is divided out of every term that runs over it; a fixed one out of the sum."""
+        macs: dict[str, dict[Monomial, float]] = defaultdict(lambda: defaultdict(int))
         for term in terms:
             for monomial in products(term.dim):
-                inputs = [a for a in monomial if a.size % batch == 0]
-                scale = inputs[0].size // batch if inputs else 1
+                inputs = [a for a in monomial if a.size % batch == 0] if dynamic else []
+                scale = inputs[0].size // batch if inputs else 1 if dynamic else 1 / batch
                 rest = tuple(a for a in monomial if not inputs or a is not inputs[0])
                 macs[term.module][rest] += scale
-        params: dict[str, dict[Monomial, int]] = defaultdict(lambda: defaultdict(int))
+        params: dict[str, dict[Monomial, float]] = defaultdict(lambda: defaultdict(int))
         for key, dims in tensors.items():
             for monomial in products(tuple(a for dim in dims for a in dim)):
                 params[key][monomial] += 1
         return Polynomial(macs, params)
 
     def cost(self, kept: Mapping[Atom, int]) -> Cost:
-        return Cost(int(self.value(kept, "params")), int(self.value(kept, "macs")))
+        return Cost(round(self.value(kept, "params")), round(self.value(kept, "macs")))
 
     def value(self, kept: Mapping[Atom, Any], what: str) -> Any:
         """`what` ("params" or "macs") with counts, or differentiable expected counts, of the axes in `kept`."""
@@ -70,18 +72,18 @@ class Polynomial:
 
     def by_group(self, kept: Mapping[Atom, int], group: Callable[[str], str]) -> dict[str, Cost]:
         """Cost of each group of modules; `group` names the group of a module's or tensor's path."""
-        totals: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+        totals: dict[str, list[float]] = defaultdict(lambda: [0, 0])
         for i, table in enumerate((self.params, self.macs)):
             for path, terms in table.items():
                 totals[group(path)][i] += sum(
                     c * math.prod(kept.get(a, a.size) for a in m) for m, c in terms.items()
                 )
-        return {name: Cost(*pair) for name, pair in totals.items()}
+        return {name: Cost(*map(round, pair)) for name, pair in totals.items()}
 
-    def _merged(self, what: str) -> dict[Monomial, int]:
+    def _merged(self, what: str) -> dict[Monomial, float]:
         cache = self.__dict__.setdefault("_cache", {})
         if what not in cache:
-            merged: dict[Monomial, int] = defaultdict(int)
+            merged: dict[Monomial, float] = defaultdict(int)
             for terms in (self.params if what == "params" else self.macs).values():
                 for monomial, coefficient in terms.items():
                     merged[tuple(sorted(monomial, key=id))] += coefficient

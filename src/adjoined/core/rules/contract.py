@@ -81,7 +81,8 @@ def attention(call: Call) -> Dims:
         for other in (k[i], v[i]):
             outer = dim
             if size(other) != size(dim) and size(other) > 1:
-                outer, _ = regroup(leaves(dim), [size(other), size(dim) // size(other)])
+                outer, sharing = regroup(leaves(dim), [size(other), size(dim) // size(other)])
+                call.mark(sharing, "repeated")
             if other and outer:
                 call.unify(outer, other)
         batch.append(dim or k[i] or v[i])

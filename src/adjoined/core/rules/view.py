@@ -102,6 +102,8 @@ def expand(call: Call) -> Dims:
     out = tuple(d if size(d) == n else fresh(n) for d, n in zip(dims, call.out, strict=True))
     for i, dim in enumerate(out):
         call.bind("size", i, dim)
+        if i >= len(dims) or size(dims[i]) != size(dim):
+            call.mark(dim, "repeated")
     return out
 
 
