@@ -5,12 +5,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from adjoined.core.axes import Axes
-from adjoined.core.capture import call_model
 from adjoined.core.dims import Atom
+from adjoined.core.functional import call_with
 from adjoined.core.plan import Plan
 from adjoined.core.program import build_program
 from adjoined.core.slicing import make_slicer, mask
@@ -68,7 +67,7 @@ def self_check_error(
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             masked = masked_tensors(axes, kept, tensors)
-            large = call_model(lambda *a, **k: functional_call(model, masked, a, k), axes.capture.example)
+            large = call_with(model, masked, *axes.capture.example)
     finally:
         for module, mode in modes.items():
             module.training = mode

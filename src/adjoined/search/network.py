@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from adjoined.core.axes import Axes
 from adjoined.core.dims import Atom, Dim
+from adjoined.core.functional import call_with
 from adjoined.core.slicing import scale
 from adjoined.core.twin import changed_buffers
 from adjoined.errors import AdjoinedError, did_you_mean
@@ -63,7 +63,7 @@ class SearchNetwork(nn.Module):
 
     def mixed(self, weights: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Output of the mix of candidates with `weights` (gates, choices), rows that add up to 1."""
-        return functional_call(self.large, self.mixed_tensors(weights), args, kwargs)
+        return call_with(self.large, self.mixed_tensors(weights), args, kwargs)
 
     def mixed_tensors(self, weights: Tensor) -> dict[str, Tensor]:
         """Name → tensor that differs from the large network's."""
