@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.zoo import ZOO, Specimen, specimen
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -17,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import adjoined
 from adjoined.core.slicing import permute
+from zoo import ZOO, Specimen, specimen
 
 INNER, FULL = {"alpha": 2}, {"alpha": 2, "scope": "full"}
 
