@@ -167,7 +167,7 @@ def _train_epoch(
 
 
 def _means(sums: dict[str, Tensor], count: int) -> dict[str, float]:
-    return {name: float(value) / max(count, 1) for name, value in sums.items()}
+    return {name: float(value.detach()) / max(count, 1) for name, value in sums.items()}
 
 
 def _scores(task: Any, setting: Setting) -> dict[str, float]:

@@ -1,0 +1,59 @@
+from dataclasses import fields, replace
+from typing import get_args, get_type_hints
+
+import pytest
+
+from adjoined.errors import AdjoinedError
+from adjoined.train.config import FREE_ON_RESUME, CompressConfig, check_config, load_config, save_config
+
+
+def test_every_field_has_help():
+    hints = get_type_hints(CompressConfig, include_extras=True)
+    assert all(len(get_args(hints[f.name])[1]) > 10 for f in fields(CompressConfig))
+    assert {f.name for f in fields(CompressConfig)} >= FREE_ON_RESUME
+
+
+def test_it_goes_through_yaml(tmp_path):
+    config = CompressConfig(alpha=2.0, model_args={"depth": 2}, out="täst", clip_grad=None, resume=True)
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == replace(config, resume=False)
+
+
+@pytest.mark.parametrize(
+    ("given", "epochs"),
+    [({}, 30), ({"epochs": 7}, 7), ({"base_epochs": 3}, 3), ({"checkpoint": "x"}, 0), ({"pretrained": True}, 0),
+     ({"checkpoint": "x", "base_epochs": 2}, 2)],
+)  # fmt: skip
+def test_the_base_is_trained_where_no_weights_are_given(given, epochs):
+    assert check_config(CompressConfig(**{"epochs": 30, **given})).base_epochs == epochs
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"epochs": 0}, "--epochs is 0; it must be at least 1"),
+        ({"base_epochs": -1}, "--base-epochs is -1"),
+        ({"lr": 0.0}, "--lr is 0.0; it must be above 0"),
+        ({"clip_grad": float("nan")}, "--clip-grad is nan"),
+        ({"alpha": 2.0, "macs": 0.5}, "--alpha 2.0 and --macs 0.5 say two things"),
+        ({"plan": "p.json", "params": 0.5}, "--plan p.json and --params 0.5"),
+        ({"checkpoint": "x", "pretrained": True}, "both give weights"),
+    ],
+)
+def test_what_cannot_be_meant_is_told(given, told):
+    with pytest.raises(AdjoinedError, match=told):
+        check_config(CompressConfig(**given))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("epohcs: 3", "unknown field 'epohcs'; did you mean epochs"),
+        ("[1, 2]", "no mapping"),
+        ("a: [", "is no config of a run"),
+    ],
+)
+def test_a_file_that_is_no_config_is_told(tmp_path, text, told):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(AdjoinedError, match=told):
+        load_config(tmp_path / "config.yaml")

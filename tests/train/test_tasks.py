@@ -1,0 +1,59 @@
+import pytest
+import timm
+import torch
+from torch import nn
+from torch.nn import functional
+
+from adjoined import Adjoined, adjoined_loss, find_axes
+from adjoined.train.networks import build_model
+from adjoined.train.tasks import LabelTask, TwinTask
+
+X, Y = torch.randn(6, 1, 16, 16, generator=torch.Generator().manual_seed(0)), torch.arange(6)
+
+
+@pytest.fixture(scope="module")
+def twin():
+    torch.manual_seed(0)
+    model = build_model("digits_vit", model_args={"embed_dim": 16, "depth": 1, "num_heads": 2})
+    axes = find_axes(model, X[:2])
+    return Adjoined(model, axes.plan(alpha=2), axes=axes).eval()
+
+
+def test_the_label_task_is_cross_entropy():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(256, 10))
+    parts = LabelTask(model, label_smoothing=0.1)(X, Y, 0.5)
+    assert parts["loss"] is parts["ce"]
+    assert torch.equal(parts["ce"], functional.cross_entropy(model(X), Y, label_smoothing=0.1))
+
+
+@pytest.mark.parametrize("options", [{}, {"small_ce": 0.5, "kl_weight": 2.0, "detach_large": True}])
+def test_the_twin_task_is_the_adjoined_loss(twin, options):
+    parts = TwinTask(twin, **options)(X, Y, 0.25)
+    wanted = adjoined_loss(*twin(X), Y, 0.25, **options)
+    assert parts.keys() == wanted.keys()
+    for name in parts:
+        torch.testing.assert_close(parts[name], wanted[name])
+    assert float(parts["lam"]) == 0.25
+
+
+def test_networks_to_evaluate(twin):
+    assert LabelTask(twin.large).networks() == {"large": twin.large}
+    networks = TwinTask(twin).networks()
+    large, small = twin(X)
+    assert torch.equal(networks["large"](X), large)
+    assert torch.equal(networks["small"](X), small)
+
+
+def test_the_twin_task_holds_the_large_network_once(twin):
+    assert sum(p.numel() for p in TwinTask(twin).parameters()) == sum(
+        p.numel() for p in twin.large.parameters()
+    )
+
+
+def test_weight_decay_spares_what_the_network_says(twin):
+    assert LabelTask(twin.large).no_weight_decay() == {"model.pos_embed", "model.cls_token"}
+    assert TwinTask(twin).no_weight_decay() == {"twin.large.pos_embed", "twin.large.cls_token"}
+    swin = timm.create_model("swin_tiny_patch4_window7_224", img_size=56, window_size=7, depths=(1, 1, 1, 1))
+    spared = LabelTask(swin).no_weight_decay()
+    assert {n.rpartition(".")[2] for n in spared} == {"relative_position_bias_table"}
+    assert len(spared) == 4
