@@ -6,6 +6,7 @@ from adjoined.core.plan import Plan
 from adjoined.core.twin import Adjoined
 from adjoined.errors import AdjoinedError
 from adjoined.losses import adjoined_loss
+from adjoined.search import search
 from adjoined.store import load, save
 
 __all__ = [
@@ -19,4 +20,5 @@ __all__ = [
     "find_axes",
     "load",
     "save",
+    "search",
 ]

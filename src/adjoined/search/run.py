@@ -180,8 +180,9 @@ def _top1(objective: SearchObjective, data: Iterable[Batch]) -> dict[str, float]
     network, right, seen = objective.network, [0, 0], 0
     weights = network.one_hot(objective.choices())
     for x, target in data:
-        for i, logits in enumerate(network(weights, x.to(network.eta.device))):
-            right[i] += int((logits.argmax(-1).cpu() == target.cpu()).sum())
+        truth = (target.argmax(-1) if target.is_floating_point() else target).to(network.eta.device)
+        for i, logits in enumerate(network(weights, x.to(truth.device))):
+            right[i] += int((logits.argmax(-1) == truth).sum())
         seen += len(target)
     names = ("top1_large", "top1_small")
     return {name: 100.0 * n / max(seen, 1) for name, n in zip(names, right, strict=True)}
