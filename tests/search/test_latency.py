@@ -66,7 +66,7 @@ def test_a_budget_in_milliseconds(known, fake_clock, tmp_path, monkeypatch):
     with pytest.raises(adjoined.AdjoinedError, match=r"at most 1e-05 ms: the smallest has 0\.00\d+ ms"):
         make_objective(known.model, known.axes, epochs=1, latency_ms=1e-5)
     with pytest.raises(
-        adjoined.AdjoinedError, match=r"the latency of blocks\.0 at factor 2 was not measured"
+        adjoined.AdjoinedError, match=r"the latency of blocks\.0 at factor 1 was not measured"
     ):
         latency.Latency("d", "eager", 1, 10, {}, 0.0, ()).table(objective.network.gates)
 
