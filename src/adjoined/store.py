@@ -110,6 +110,9 @@ def load(folder: str | Path) -> Network:
     tensors: dict[str, Tensor] = load_file(folder / "model.safetensors")
     if (folder / "constants.safetensors").is_file():
         tensors |= load_file(folder / "constants.safetensors")
+    tensors = {
+        name: t.clone() for name, t in tensors.items()
+    }  # aligned as a fresh tensor is: the same kernels run
     frozen = set(data["frozen"])
     for name in data["parameters"]:
         if name in tensors:

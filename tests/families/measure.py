@@ -90,7 +90,7 @@ def _missing(model: nn.Module, axes: adjoined.Axes) -> list[str]:
     for node in axes.capture.eval.fx.nodes:
         if node.op == "call_function" and op_name(node) == "scaled_dot_product_attention":
             path = [str(p) for p, _ in (node.meta.get("nn_module_stack") or {}).values()][-1]
-            if int(node.args[0].meta["val"].shape[-3]) == 1:
+            if any(n == 1 for n in node.args[0].meta["val"].shape[1:-2]):  # a single head
                 continue
             prefix = f"{path}." if path else ""
             if not any(k.startswith(prefix) for k in owned["heads"]):

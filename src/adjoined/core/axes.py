@@ -19,6 +19,7 @@ from adjoined.errors import AdjoinedError, did_you_mean
 
 __all__ = ["ROLES", "Axes", "Axis", "axes_of", "find_axes"]
 
+RETURNED = "the model returns it"
 ROLES = ("heads", "head_dim", "hidden", "stream")
 _FOUND: "WeakKeyDictionary[nn.Module, Axes]" = WeakKeyDictionary()
 
@@ -132,9 +133,9 @@ def find_axes(model: nn.Module, example: Example) -> Axes:
     aliases = _aliases(model)
     walk = Walk()
     modes = captured.graphs
-    for mode, graph in modes.items():
+    for graph in dict.fromkeys(modes.values()):
         shapes = {n.name: _shape(n) for n in graph.fx.nodes if n.name in graph.stored}
-        stored = {p: (s.key(mode, aliases), shapes[p]) for p, s in graph.stored.items()}
+        stored = {p: (s.key(aliases), shapes[p]) for p, s in graph.stored.items()}
         walk_graph(graph.fx.nodes, walk, RULES, stored, graph.inputs)
     parameters = frozenset(aliases[name] for name, _ in model.named_parameters())
     _FOUND[model] = Axes(
@@ -194,20 +195,11 @@ def _collect(walk: Walk, parameters: frozenset[str], graph: fx.Graph) -> tuple[A
                 owners[atom].append((key, i))
     owners = {a: o for a, o in owners.items() if any(key in parameters for key, _ in o)}
     pins, fixed = _pins(walk.pins)
-    marks: dict[Atom, Counter[str]] = defaultdict(Counter)
-    for dim, mark, node in walk.marks:
-        if mark != "produced" or node.graph is graph:
-            for atom in plain(dim):
-                bare = mark == "normalised" and not marks[atom]["activated"]
-                marks[atom][mark] += 1
-                marks[atom]["bare"] += bare
+    marks = _marks(walk, graph)
     uses, opaque = _uses(walk)
-    made = (
-        {a for a, mark in marks.items() if mark["produced"] or mark["contracted"]}
-        | uses.keys()
-        | opaque.keys()
-    )
-    widths = [a for a in owners if a not in fixed and a in made]
+    widths = [
+        a for a in owners if _is_width(a, owners[a], marks[a], a in uses, a in opaque, a in fixed, pins)
+    ]
     widths = [a for a in widths if not _shares_keys(a, marks, owners, walk.stored)]
     roles = _roles(widths, marks, walk.stored, parameters)
     named = _names(widths, owners, roles)
@@ -227,6 +219,35 @@ def _collect(walk: Walk, parameters: frozenset[str], graph: fx.Graph) -> tuple[A
         )
         for atom in widths
     )
+
+
+def _marks(walk: Walk, graph: fx.Graph) -> Mapping[Atom, Counter[str]]:
+    """Atom → how often each mark was left; `bare`: normalised before an activation made it units of its own."""
+    marks: dict[Atom, Counter[str]] = defaultdict(Counter)
+    for dim, mark, node in walk.marks:
+        if mark != "produced" or node.graph is graph:
+            for atom in plain(dim):
+                marks[atom]["bare"] += mark == "normalised" and not marks[atom]["activated"]
+                marks[atom][mark] += 1
+    return marks
+
+
+def _is_width(
+    atom: Atom,
+    owners: list[tuple[str, int]],
+    mark: Counter[str],
+    used: bool,
+    opaque: bool,
+    fixed: bool,
+    pins: Mapping[Atom, str],
+) -> bool:
+    """A width is made by a layer or summed over by one; places and counts are not, unless a layer does both to them."""
+    if fixed:
+        return bool(mark["produced"] and used)
+    if not (mark["produced"] or mark["contracted"] or used or opaque):
+        return False
+    alone = len(owners) == 1 and not (used or opaque or mark["contracted"])
+    return not alone or atom not in pins or pins[atom] == RETURNED
 
 
 def _pins(pins: Iterable[Pin]) -> tuple[dict[Atom, str], set[Atom]]:
@@ -271,6 +292,7 @@ def _roles(
 
     A stream is what several producers add up in (residual additions), or what a normalisation runs over straight
     after its producer (the reduced keys of PVT). One that passed an activation before is hidden (SwiGLU with a norm).
+    Heads of a stream that attends without a projection of its own (GCViT's global queries) are that stream's.
     """
     heads = {a for a in widths if marks[a]["heads"] or marks[a]["attended"]}
     beside: set[Atom] = set()
@@ -281,11 +303,12 @@ def _roles(
     out = {}
     for atom in widths:
         mark = marks[atom]
+        adds_up = mark["residual"] and mark["produced"] > 1
         if atom in heads:
-            out[atom] = "heads"
+            out[atom] = "stream" if adds_up and mark["normalised"] else "heads"
         elif atom in beside or mark["contracted"] or mark["head_dim"]:
             out[atom] = "head_dim"
-        elif (mark["residual"] and mark["produced"] > 1) or mark["bare"]:
+        elif adds_up or mark["bare"]:
             out[atom] = "stream"
         else:
             out[atom] = "hidden"

@@ -26,9 +26,9 @@ class Stored:
     kind: str
     name: str
 
-    def key(self, mode: str, aliases: Mapping[str, str]) -> str:
+    def key(self, aliases: Mapping[str, str]) -> str:
         """The name under which both graphs know the tensor; constants are a graph's own."""
-        return f"{mode}.{self.name}" if self.kind == "constant" else aliases.get(self.name, self.name)
+        return self.name if self.kind == "constant" else aliases.get(self.name, self.name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,9 +64,7 @@ class Capture:
     @property
     def constants(self) -> dict[str, Tensor]:
         """Key → tensor of every constant that the graphs hold."""
-        return {
-            f"{mode}.{name}": t.detach() for mode, g in self.graphs.items() for name, t in g.constants.items()
-        }
+        return {name: t.detach() for g in self.graphs.values() for name, t in g.constants.items()}
 
 
 def normalise_example(example: Example) -> tuple[tuple, dict[str, Any]]:
@@ -184,7 +182,7 @@ def _export(model: nn.Module, given: tuple[tuple, dict], batch: int, dynamic: bo
     args, kwargs = pytree.tree_map(resize, given)
     with _quiet():
         program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
-    return _to_graph(program)
+    return _to_graph(program, model.training)
 
 
 @contextlib.contextmanager
@@ -202,12 +200,16 @@ def _quiet() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fused)
 
 
-def _to_graph(program: torch.export.ExportedProgram) -> Graph:
+def _to_graph(program: torch.export.ExportedProgram, training: bool) -> Graph:
     sig = program.graph_signature
+    mode = "train" if training else "eval"
     stored = {
         **{k: Stored("parameter", v) for k, v in sig.inputs_to_parameters.items()},
         **{k: Stored("buffer", v) for k, v in sig.inputs_to_buffers.items()},
-        **{k: Stored("constant", v) for k, v in sig.inputs_to_lifted_tensor_constants.items()},
+        **{
+            k: Stored("constant", f"constants_{mode}.{v}")
+            for k, v in sig.inputs_to_lifted_tensor_constants.items()
+        },
     }
     graph = fx.Graph()
     graph.output(_inline(graph, program.graph_module, {}))
@@ -217,7 +219,8 @@ def _to_graph(program: torch.export.ExportedProgram) -> Graph:
     graph.eliminate_dead_code()
     inputs = tuple(n.name for n in graph.nodes if n.op == "placeholder" and n.name not in stored)
     constants = {
-        s.name: cast(Tensor, program.constants[s.name]) for s in stored.values() if s.kind == "constant"
+        stored[k].name: cast(Tensor, program.constants[v])
+        for k, v in sig.inputs_to_lifted_tensor_constants.items()
     }
     assert program.call_spec.out_spec is not None
     return Graph(graph, stored, inputs, program.call_spec.out_spec, constants)

@@ -71,9 +71,7 @@ def build_program(model: nn.Module, axes: Axes, kept: Kept) -> Program:
     """The program of the network that keeps `kept`; `kept = {}` gives the large one's own."""
     captured = axes.capture.graphs
     graphs = {mode: shrink(graph, axes.bindings[mode], kept) for mode, graph in captured.items()}
-    tensors = {
-        mode: tuple(s.key(mode, {}) for s in graph.stored.values()) for mode, graph in captured.items()
-    }
+    tensors = {mode: tuple(s.key({}) for s in graph.stored.values()) for mode, graph in captured.items()}
     args, kwargs = axes.capture.example
     names = tuple(kwargs) or tuple(inspect.signature(model.forward).parameters)[: len(args)]
     if len(names) < len(args):

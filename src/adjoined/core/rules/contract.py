@@ -159,7 +159,7 @@ def conv(call: Call) -> Dims:
     )
     if not pointlike:
         for dim in places:
-            call.fix(dim, "positions")
+            call.fix(dim, "a convolution runs along it")
         places = tuple(call.fixed(n, "positions") for n in call.out[-rank:])
     call.cost(*batch, w[0], w[1], *w[2:], *places)
     return (*batch, leaves(w[0]), *places)

@@ -225,8 +225,7 @@ def _parts(call: Call, dim: Dim, sizes: list[int]) -> list[Dim]:
         return split_parts(dim, sizes)
     unit = math.gcd(*sizes)
     outer, part = regroup(dim, [size(dim) // unit, unit])
-    call.fix(outer, "parts of it are taken")
-    return [(*call.fixed(n // unit, "parts"), *part) for n in sizes]
+    return [(*some, *part) for some in split_parts(outer, [n // unit for n in sizes])]
 
 
 def cat(call: Call) -> Dims:
@@ -248,8 +247,22 @@ def cat(call: Call) -> Dims:
                 call.unify(column[0], other)
             out.append((*call.fixed(len(column), "parts joined"), *column[0]))
         else:
-            out.append(concat(column))
+            out.append(_join(column))
     return tuple(out)
+
+
+def _join(parts: list[Dim]) -> Dim:
+    """Unlike parts one after another; what they all end in stays a factor: 2·d, 3·d and 3·d make (2 + 3 + 3)·d."""
+    inner = _common_end([leaves(part) for part in parts])
+    outer = [leaves(part)[: len(leaves(part)) - len(inner)] for part in parts]
+    return (*concat(outer), *inner)
+
+
+def _common_end(parts: list[Dim]) -> Dim:
+    n = 0
+    while all(len(p) > n for p in parts) and len({p[-1 - n] for p in parts}) == 1:
+        n += 1
+    return parts[0][len(parts[0]) - n :]
 
 
 def stack(call: Call) -> Dims:
