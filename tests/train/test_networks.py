@@ -126,9 +126,9 @@ def without(state, key):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda s: without(s, "norm.weight"), "1 entries differ: norm.weight is missing"),
+        (lambda s: without(s, "fc_norm.weight"), "1 entries differ: fc_norm.weight is missing"),
         (lambda s: {**s, "extra": torch.ones(1)}, "1 entries differ: extra is unknown"),
-        (lambda s: {**s, "norm.weight": torch.ones(3)}, r"norm.weight is \(3,\), not \(16,\)"),
+        (lambda s: {**s, "fc_norm.weight": torch.ones(3)}, r"fc_norm.weight is \(3,\), not \(16,\)"),
         (lambda s: {**s, "head.weight": torch.ones(10, 3)}, r"head.weight is \(10, 3\), not \(10, 16\)"),
     ],
 )

@@ -75,7 +75,7 @@ def test_the_result(finished):
 
 def test_the_config_has_what_the_run_filled_in(finished):
     config = load_config(finished[0] / "config.yaml")
-    assert (config.img_size, config.base_epochs, config.base_lr) == (16, 2, config.lr)
+    assert (config.base_epochs, config.base_lr, config.lr) == (2, 2e-3, 2e-3)
     assert config.data_fingerprint == load_data("digits").fingerprint
 
 
@@ -183,8 +183,20 @@ def test_other_settings_on_resume_are_refused(finished, quiet):
     assert compress(replace(config, workers=1, log_seconds=1.0), console=quiet) == result
 
 
+def test_the_learning_rate_goes_by_the_width(config, finished, quiet, tmp_path):
+    short = replace(config, lr=None, epochs=1, base_epochs=0, max_steps=1)
+    compress(short, console=quiet)
+    assert load_config(Path(config.out) / "config.yaml").lr == 0.128 / 16
+    assert compress(replace(short, resume=True), console=quiet)["out"] == config.out
+    state = torch.load(finished[0] / "checkpoints" / "2-adjoined-00002.pt", weights_only=True)["task"]
+    weights = {k.removeprefix("twin.large."): v for k, v in state.items() if k.startswith("twin.large.")}
+    torch.save(weights, tmp_path / "w.pth")
+    compress(replace(short, checkpoint=str(tmp_path / "w.pth"), out=str(tmp_path / "b")), console=quiet)
+    assert load_config(tmp_path / "b" / "config.yaml").lr == pytest.approx(0.0128 / 16)
+
+
 def test_data_that_changed_are_refused(config, quiet):
-    with pytest.raises(DataError, match="digits changed: its fingerprint is .*, not 0123"):
+    with pytest.raises(DataError, match=r"digits changed: its fingerprint is .*, not 0123"):
         compress(replace(config, data_fingerprint="0123"), console=quiet)
 
 
@@ -192,7 +204,7 @@ def test_a_plan_of_another_model_is_refused(config, finished, quiet):
     other = replace(config, model_args={"embed_dim": 16, "depth": 2, "num_heads": 2}, alpha=None)
     with pytest.raises(PlanError, match=r"axes"):
         compress(replace(other, plan=str(finished[0] / "plan.json")), console=quiet)
-    with pytest.raises(PlanError, match="no plan at 'nowhere.json'"):
+    with pytest.raises(PlanError, match=r"no plan at 'nowhere.json'"):
         compress(replace(other, plan="nowhere.json"), console=quiet)
 
 
@@ -203,7 +215,7 @@ def test_an_unfinished_run_is_not_evaluated(config, quiet, monkeypatch, tmp_path
             compress(config, console=quiet)
     with pytest.raises(AdjoinedError, match="is not finished; go on with: adjoined compress --resume --out"):
         evaluate(config.out)
-    with pytest.raises(AdjoinedError, match="no run at .*nowhere"):
+    with pytest.raises(AdjoinedError, match=r"no run at .*nowhere"):
         evaluate(tmp_path / "nowhere")
 
 

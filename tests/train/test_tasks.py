@@ -51,8 +51,8 @@ def test_the_twin_task_holds_the_large_network_once(twin):
 
 
 def test_weight_decay_spares_what_the_network_says(twin):
-    assert LabelTask(twin.large).no_weight_decay() == {"model.pos_embed", "model.cls_token"}
-    assert TwinTask(twin).no_weight_decay() == {"twin.large.pos_embed", "twin.large.cls_token"}
+    assert LabelTask(twin.large).no_weight_decay() == {"model.pos_embed"}
+    assert TwinTask(twin).no_weight_decay() == {"twin.large.pos_embed"}
     swin = timm.create_model("swin_tiny_patch4_window7_224", img_size=56, window_size=7, depths=(1, 1, 1, 1))
     spared = LabelTask(swin).no_weight_decay()
     assert {n.rpartition(".")[2] for n in spared} == {"relative_position_bias_table"}

@@ -28,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = with_hyphens(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
+    if os.getcwd() not in sys.path:  # where package.module:callable is looked for too
+        sys.path.insert(0, os.getcwd())
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _note

@@ -32,7 +32,7 @@ def run(given: dict[str, Any]) -> None:
         folder = Path(config.out) if config.out else latest_run()
         saved = folder / "config.yaml"
         if saved.exists():
-            config = replace(load_config(saved), **given, out=str(folder))
+            config = replace(load_config(saved), **{**given, "out": str(folder)})
     result = compress(config, console=console)
     console.print(_table(result))
     console.print(f"run       {result['out']}", highlight=False, soft_wrap=True)

@@ -25,7 +25,7 @@ def add_flags(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--workers", type=int, default=2, help="processes that decode pictures")
     parser.add_argument(
-        "--json", action=ActionYesNo(yes_prefix="", no_prefix="no-"), default=False, help="print JSON"
+        "--json", action=ActionYesNo(yes_prefix="", no_prefix="no-"), default=False, help="print JSON instead"
     )
 
 

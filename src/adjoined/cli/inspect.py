@@ -33,7 +33,9 @@ def add_flags(parser: ArgumentParser) -> None:
         help="what is cut: inner (heads, hidden units) or full (the stream too)",
     )
     add("--model-args", type=dict[str, Any], default={}, help="more arguments of the model's constructor")
-    add("--json", action=ActionYesNo(yes_prefix="", no_prefix="no-"), default=False, help="print JSON")
+    add(
+        "--json", action=ActionYesNo(yes_prefix="", no_prefix="no-"), default=False, help="print JSON instead"
+    )
 
 
 def run(given: dict[str, Any]) -> None:

@@ -138,7 +138,7 @@ def _file_images(samples: Sequence[tuple[str, int]]) -> Images:
 
 
 def _file_picture(paths: np.ndarray, i: int) -> Image.Image:
-    with Image.open(paths[i]) as picture:
+    with Image.open(str(paths[i])) as picture:
         picture.load()
         return picture
 

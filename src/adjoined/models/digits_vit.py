@@ -25,7 +25,7 @@ default_cfgs = generate_default_cfgs(
 
 @register_model
 def digits_vit(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
-    """Grey pictures (B, 1, 16, 16) → logits (B, 10): 16 tokens of width 64, 6 blocks of 4 heads, 0.3 M parameters.
+    """Grey pictures (B, 1, 16, 16) → logits (B, 10): 16 tokens of width 64, 4 blocks of 4 heads.
 
     `kwargs` are those of timm's `VisionTransformer`.
     """
@@ -34,9 +34,11 @@ def digits_vit(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
         "patch_size": 4,
         "in_chans": 1,
         "embed_dim": 64,
-        "depth": 6,
+        "depth": 4,
         "num_heads": 4,
         "num_classes": 10,
+        "class_token": False,
+        "global_pool": "avg",
     }
     model = build_model_with_cfg(VisionTransformer, "digits_vit", pretrained, **sizes | kwargs)
     assert isinstance(model, VisionTransformer)

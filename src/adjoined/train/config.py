@@ -61,8 +61,8 @@ class CompressConfig:
     ] = None
     max_steps: Annotated[int | None, "steps after which each phase stops, for trying out"] = None
     batch_size: Annotated[int, "pictures a step"] = 64
-    lr: Annotated[float, "peak learning rate of adjoined training"] = 5e-4
-    base_lr: Annotated[float | None, "peak learning rate of the large network alone; null: lr"] = None
+    lr: Annotated[float | None, "peak learning rate; null: 0.128 / width, a tenth with given weights"] = None
+    base_lr: Annotated[float | None, "that of the large network alone; null: lr"] = None
     schedule: Annotated[Schedule, "learning rate: cosine (falls to 0 at the end) or constant"] = "cosine"
     warmup_epochs: Annotated[float, "epochs in which the rate rises from 0; at most a quarter of a phase"] = (
         2.0
@@ -90,7 +90,7 @@ class CompressConfig:
 
 
 def check_config(config: CompressConfig) -> CompressConfig:
-    """The config with base_epochs and base_lr filled in. Raises AdjoinedError for what cannot be meant."""
+    """The config with base_epochs filled in. Raises AdjoinedError for values that cannot be meant."""
     for name, low in (
         ("epochs", 1),
         ("batch_size", 1),
@@ -118,7 +118,7 @@ def check_config(config: CompressConfig) -> CompressConfig:
     base_epochs = config.base_epochs
     if base_epochs is None:
         base_epochs = config.epochs if config.needs_base else 0
-    return replace(config, base_epochs=base_epochs, base_lr=config.base_lr or config.lr)
+    return replace(config, base_epochs=base_epochs)
 
 
 def save_config(config: CompressConfig, path: Path) -> None:

@@ -14,7 +14,7 @@ __all__ = ["append_metrics", "latest_run", "open_folder", "rewrite_metrics"]
 
 RUNS = Path("runs")
 # What a run fills in by itself, so that a config without them asks for the same.
-FILLED_IN = frozenset({"img_size", "data_fingerprint"})
+FILLED_IN = frozenset({"data_fingerprint", "lr", "base_lr"})
 
 
 def open_folder(config: CompressConfig) -> tuple[Path, CompressConfig]:

@@ -62,7 +62,7 @@ def fit(task: Task, phase: Phase, setting: Setting, *, state: dict[str, Any] | N
     """Train `task` for a phase; yields a row each epoch, when its checkpoint is on the disk.
 
     A row: phase, epoch (from 1), step, lr (of the last step), seconds and images_per_s (of training, without
-    evaluation), the mean of each loss part, and top1_NAME in percent of each network of the task.
+    evaluation), the mean of each loss part, what the task reports, and top1_NAME in percent of each network of it.
     `state` is a checkpoint of this phase to go on from; the epochs after it are the same as if it had never
     stopped.
 
@@ -70,7 +70,8 @@ def fit(task: Task, phase: Phase, setting: Setting, *, state: dict[str, Any] | N
     """
     config, accelerator = setting.config, setting.accelerator
     set_seed(config.seed + phase.order)
-    optimizer = create_optimizer_v2(task, opt="adamw", lr=phase.lr, weight_decay=config.weight_decay)
+    groups: Any = task.groups(config.weight_decay) or task
+    optimizer = create_optimizer_v2(groups, opt="adamw", lr=phase.lr, weight_decay=config.weight_decay)
     scheduler = _scheduler(optimizer, phase, setting)
     task, optimizer = accelerator.prepare(task, optimizer)
     first = 0
@@ -91,7 +92,7 @@ def fit(task: Task, phase: Phase, setting: Setting, *, state: dict[str, Any] | N
     ) as display:
         for epoch in range(first, math.ceil(total / len(setting.train))):
             row = _train_epoch(task, optimizer, scheduler, phase, epoch, setting, display)
-            row |= _scores(task, setting)
+            row |= accelerator.unwrap_model(task).report(row["step"] / total) | _scores(task, setting)
             score = f"top1_{phase.judged_by}"
             best = all(row[score] >= other[score] for other in rows)
             rows.append(row)

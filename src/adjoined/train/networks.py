@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from adjoined.errors import AdjoinedError, did_you_mean
 from adjoined.models import local_models
 
-__all__ = ["build_model", "check_outputs", "load_weights"]
+__all__ = ["build_model", "check_outputs", "default_lr", "load_weights"]
 
 
 def build_model(
@@ -69,6 +69,15 @@ def check_outputs(model: nn.Module, example: Tensor, classes: int | None, name: 
             f"{name} returns {tuple(out.shape)} for {len(example)} pictures, the data has {classes} classes; "
             f"build it with num_classes={classes}"
         )
+
+
+def default_lr(model: nn.Module, *, has_weights: bool) -> float:
+    """A learning rate of AdamW that suits the network's width: 2e-3 at 64, 1.7e-4 at 768 (Yang et al. 2022,
+    arXiv 2203.03466: it goes as 1 / width), and a tenth of it for weights that are trained already.
+
+    The width is timm's `num_features`; networks without one get the rate of width 256.
+    """
+    return 0.128 / getattr(model, "num_features", 256) * (0.1 if has_weights else 1.0)
 
 
 def load_weights(model: nn.Module, path: str) -> None:

@@ -32,7 +32,7 @@ from adjoined.train.config import CompressConfig, check_config, load_config, sav
 from adjoined.train.evaluate import top1
 from adjoined.train.folder import append_metrics, open_folder, rewrite_metrics
 from adjoined.train.loop import Phase, Row, Setting, fit
-from adjoined.train.networks import build_model, check_outputs
+from adjoined.train.networks import build_model, check_outputs, default_lr
 from adjoined.train.tasks import LabelTask, TwinTask
 
 __all__ = ["choose_plan", "compress", "evaluate", "make_accelerator"]
@@ -59,7 +59,9 @@ def compress(config: CompressConfig, *, console: Console | None = None) -> dict[
         plan = choose_plan(axes, config, folder if config.resume else None)
         twin = Adjoined(model, plan, axes=axes)
         loaders = _batches(data, inputs, config)
-    config = replace(config, img_size=inputs.size[0], data_fingerprint=data.fingerprint, out=str(folder))
+    lr = config.lr or default_lr(model, has_weights=not config.needs_base)
+    base_lr = config.base_lr or lr
+    config = replace(config, lr=lr, base_lr=base_lr, data_fingerprint=data.fingerprint, out=str(folder))
     folder.mkdir(parents=True, exist_ok=True)
     plan.save(folder / "plan.json")
     save_config(config, folder / "config.yaml")  # last: it is what makes the folder a run
@@ -73,7 +75,7 @@ def compress(config: CompressConfig, *, console: Console | None = None) -> dict[
         _train_base(model, setting, folder, state)
         twin, state = Adjoined(model, plan, axes=axes, check=False), None  # proven above
     options = {k: getattr(config, k) for k in ("detach_large", "small_ce", "kl_weight", "label_smoothing")}
-    phase = Phase("adjoined", 2, config.epochs, config.lr, judged_by="small")
+    phase = Phase("adjoined", 2, config.epochs, lr, judged_by="small")
     for row in fit(TwinTask(twin, **options), phase, setting, state=state):
         append_metrics(folder, row)
     return _finish(twin, plan, setting, folder, data)
@@ -200,7 +202,8 @@ def _train_base(model: nn.Module, setting: Setting, folder: Path, state: dict[st
     config = setting.config
     task = LabelTask(model, label_smoothing=config.label_smoothing)
     if config.base_epochs:
-        phase = Phase("base", 1, config.base_epochs, config.base_lr or config.lr, judged_by="large")
+        assert config.base_lr is not None
+        phase = Phase("base", 1, config.base_epochs, config.base_lr, judged_by="large")
         for row in fit(task, phase, setting, state=state):
             append_metrics(folder, row)
         return

@@ -24,6 +24,14 @@ class Task(nn.Module):
         """The networks to evaluate, by name, each x → logits (B, classes)."""
         raise NotImplementedError
 
+    def report(self, progress: float) -> dict[str, Any]:
+        """More of what a line of metrics.jsonl says of an epoch, when a share `progress` of the phase is done."""
+        return {}
+
+    def groups(self, weight_decay: float) -> list[dict[str, Any]] | None:
+        """Parameter groups for the optimizer, some with settings of their own; None: timm's, by weight decay."""
+        return None
+
     def no_weight_decay(self) -> set[str]:
         """Parameters that the network itself excepts from weight decay, by their name in the task."""
         names = [name for name, _ in self.named_parameters()]

@@ -1,0 +1,137 @@
+"""The search of a run: gates trained with the weights, as a task of the loop, and the plan that comes of it."""
+
+import copy
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.optim import param_groups_weight_decay
+from torch import Tensor, nn
+
+from adjoined.core.axes import Axes
+from adjoined.core.plan import Plan
+from adjoined.data import ImageData, Images
+from adjoined.errors import AdjoinedError
+from adjoined.search import SearchObjective, make_objective
+from adjoined.train.checkpoint import written_aside
+from adjoined.train.config import CompressConfig
+from adjoined.train.folder import append_metrics
+from adjoined.train.loop import Phase, Setting, fit
+from adjoined.train.tasks import Network, Task
+
+__all__ = ["SearchTask", "objective_of", "run_search", "subset"]
+
+BASE = "base.pt"
+
+
+class SearchTask(Task):
+    """The loss of a search, with the gates at a learning rate of their own; judged as the plan that they favour."""
+
+    def __init__(self, objective: SearchObjective, gate_lr: float) -> None:
+        super().__init__()
+        self.objective, self.gate_lr = objective, gate_lr
+
+    def forward(self, x: Tensor, target: Tensor, progress: float) -> dict[str, Tensor]:
+        return self.objective(x, target, progress)
+
+    def networks(self) -> dict[str, Network]:
+        network = self.objective.network
+        weights = network.one_hot(self.objective.choices())
+        return {"large": network.large, "small": partial(network.mixed, weights)}
+
+    def report(self, progress: float) -> dict[str, Any]:
+        return self.objective.report(progress)
+
+    def groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        network = self.objective.network
+        excepted = getattr(network.large, "no_weight_decay", set)()
+        gates = {"params": [network.eta], "lr": self.gate_lr, "weight_decay": 0.0}
+        return [*param_groups_weight_decay(network.large, weight_decay, excepted), gates]
+
+
+def objective_of(config: CompressConfig, model: nn.Module, axes: Axes) -> SearchObjective:
+    """The gates and the loss that the config asks for, on a copy of `model`.
+
+    Raises PlanError, in a moment, when no plan meets the budget or no candidate fits.
+    """
+    names = ("detach_large", "small_ce", "kl_weight", "label_smoothing")
+    return make_objective(
+        copy.deepcopy(model),
+        axes,
+        epochs=config.search_epochs or config.epochs,
+        loss={name: getattr(config, name) for name in names},
+        **{
+            name: getattr(config, name)
+            for name in ("candidates", "per", "gamma", "macs", "params", "latency_ms")
+        },
+        **{name: getattr(config, name) for name in ("noise", "temperature", "freeze_gates")},
+    )
+
+
+def run_search(
+    model: nn.Module,
+    objective: SearchObjective,
+    setting: Setting,
+    folder: Path,
+    state: Mapping[str, Any] | None,
+) -> Plan:
+    """Search from the weights of `model`, which it leaves alone, or go on from `state`; writes RUN/plan.json.
+
+    The weights it began with wait in RUN/base.pt, so that a search that was killed ends in the same training.
+    """
+    config, network = setting.config, objective.network
+    if state is None:
+        with written_aside(folder / BASE) as file:
+            torch.save(model.state_dict(), file)
+    else:
+        model.load_state_dict(torch.load(folder / BASE, map_location="cpu", weights_only=True))
+    network.large.load_state_dict(model.state_dict())
+    assert config.lr is not None
+    phase = Phase("search", 1, config.search_epochs or config.epochs, config.lr, judged_by="small")
+    task = SearchTask(objective, config.gate_lr)
+    for row in fit(task, phase, setting, state=dict(state) if state else None):
+        append_metrics(folder, row)
+    plan = objective.plan()
+    plan.save(folder / "plan.json")
+    return plan
+
+
+def subset(data: ImageData, classes: float, images: float, seed: int) -> ImageData:
+    """`data` with a share of its classes and of the training pictures of each; labels keep their numbers.
+
+    Raises AdjoinedError for a share outside (0, 1].
+    """
+    for name, share in (("classes", classes), ("images", images)):
+        if not 0 < share <= 1:
+            raise AdjoinedError(f"--subset-{name} is {share}; it must be a share in (0, 1]")
+    if classes == images == 1:
+        return data
+    generator = torch.Generator().manual_seed(seed)
+    picked = torch.randperm(data.num_classes, generator=generator)[: max(2, round(classes * data.num_classes))]
+    if len(picked) == data.num_classes and classes < 1:
+        warnings.warn(f"--subset-classes {classes} leaves all {data.num_classes} classes", stacklevel=2)
+    train = _of_classes(data.train, picked)
+    if images < 1:
+        order = torch.randperm(len(train), generator=generator)[: math.ceil(images * len(train))]
+        train = _picked(train, order.sort().values)
+    return replace(data, train=train, validation=_of_classes(data.validation, picked))
+
+
+def _of_classes(images: Images, classes: Tensor) -> Images:
+    return _picked(images, torch.isin(images.labels, classes).nonzero().flatten())
+
+
+def _picked(images: Images, rows: Tensor) -> Images:
+    numbers = rows.tolist()
+    return Images(
+        images.labels[rows], partial(_through, images.read, numbers), partial(_through, images.name, numbers)
+    )
+
+
+def _through(read: Any, rows: list[int], i: int) -> Any:
+    return read(rows[i])
