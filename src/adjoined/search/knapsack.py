@@ -44,7 +44,7 @@ def best_choices(
 ) -> tuple[int, ...]:
     """The choices with the largest Σ scores[i][choice i] among those that cost fill · budget to budget.
 
-    If none costs that much, the best among those that cost at most `budget`; ties go to the dearer one. Dynamic
+    If none costs that much, fill counts from the dearest that fits the budget. Ties go to the dearer one. Dynamic
     programming over the costs that can be reached: exact. Beyond a million of them costs are rounded up to a
     millionth of the budget, so the plan stays within it.
 
@@ -75,9 +75,8 @@ def best_choices(
         merged = _States(*(torch.cat([getattr(p, f) for p in parts]) for f in ("cost", "score", "choices")))
         open_ = sorted({k for at, end in ends.items() if end > i for k in at if k <= i})
         states = _best_by_cost(merged, open_, unit)
-    window = states.cost >= fill * budget
-    if window.any():
-        states = states.at(window)
+    dearest = float(states.cost.max())
+    states = states.at(states.cost >= fill * (budget if dearest >= fill * budget else dearest))
     best = states.score >= states.score.max() - 1e-9
     states = states.at(best)
     return tuple(int(c) for c in states.choices[states.cost.argmax()])

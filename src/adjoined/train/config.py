@@ -16,9 +16,19 @@ FREE_ON_RESUME = frozenset({"out", "device", "workers", "cache", "log_seconds", 
 
 Cache = Literal["auto", "memory", "none"]
 Device = Literal["auto", "cpu", "cuda"]
+Backend = Literal["eager", "onnxruntime"]
+Noise = Literal["gumbel", "normal", "none"]
+Per = Literal["block", "axis"]
 Precision = Literal["auto", "fp32", "bf16"]
 Schedule = Literal["cosine", "constant"]
 Scope = Literal["inner", "full"]
+# What only a search reads.
+SEARCH_FLAGS = frozenset(
+    (
+        "search_only search_epochs candidates per gamma latency_ms gate_lr noise temperature freeze_gates"
+    ).split()
+    + ["subset_classes", "subset_images", "latency_backend"]
+)
 
 
 @dataclass(frozen=True)
@@ -54,6 +64,31 @@ class CompressConfig:
         float | None, "budget: parameters, as a number or a fraction of the large network's"
     ] = None
     scope: Annotated[Scope, "what is cut: inner (heads, hidden units) or full (the stream too)"] = "inner"
+
+    search: Annotated[bool, "find each block's factor (DAN), to the budget if there is one, then train"] = (
+        False
+    )
+    search_only: Annotated[bool, "end with the network of the plan found, as it stands"] = False
+    search_epochs: Annotated[int | None, "epochs of the search; null: epochs"] = None
+    candidates: Annotated[
+        list[int] | None, "factors to choose from; null: 1, 2, 4, 8, or 1, 2, 3 where more of these divide"
+    ] = None
+    per: Annotated[Per, "one factor for heads and hidden units of a block, or one for each axis"] = "block"
+    gamma: Annotated[
+        float | None, "weight of the expected multiply-adds, instead of a budget; null: 1e-12"
+    ] = None
+    latency_ms: Annotated[
+        float | None, "budget of a search: milliseconds a picture on this device, measured first"
+    ] = None
+    latency_backend: Annotated[Backend, "what is timed: eager (PyTorch) or onnxruntime (CPU)"] = "eager"
+    gate_lr: Annotated[float, "peak learning rate of the gates"] = 0.02
+    noise: Annotated[Noise, "of the gates: gumbel, normal (the thesis to the letter) or none"] = "gumbel"
+    temperature: Annotated[
+        float | Literal["annealed"], "of the gates: a number, or annealed (15 · 0.956^epoch)"
+    ] = 1.0
+    freeze_gates: Annotated[float, "share of the search in which the gates wait, as λ is small"] = 0.1
+    subset_classes: Annotated[float, "share of the classes to search on"] = 1.0
+    subset_images: Annotated[float, "share of the training pictures to search on"] = 1.0
 
     epochs: Annotated[int, "epochs of adjoined training"] = 30
     base_epochs: Annotated[
@@ -93,6 +128,7 @@ def check_config(config: CompressConfig) -> CompressConfig:
     """The config with base_epochs filled in. Raises AdjoinedError for values that cannot be meant."""
     for name, low in (
         ("epochs", 1),
+        ("search_epochs", 1),
         ("batch_size", 1),
         ("base_epochs", 0),
         ("max_steps", 1),
@@ -102,7 +138,7 @@ def check_config(config: CompressConfig) -> CompressConfig:
         value = getattr(config, name)
         if value is not None and value < low:
             raise AdjoinedError(f"--{name.replace('_', '-')} is {value}; it must be at least {low}")
-    for name in ("lr", "base_lr", "clip_grad"):
+    for name in ("lr", "base_lr", "gate_lr", "clip_grad"):
         value = getattr(config, name)
         if value is not None and not value > 0:
             raise AdjoinedError(f"--{name.replace('_', '-')} is {value}; it must be above 0")
@@ -113,12 +149,33 @@ def check_config(config: CompressConfig) -> CompressConfig:
     ]
     if len(chosen) > 1:
         raise AdjoinedError(f"{' and '.join(chosen)} say two things about what to keep; give one of them")
+    _check_search(config)
     if config.pretrained and config.checkpoint:
         raise AdjoinedError("--pretrained and --checkpoint both give weights; give one of them")
     base_epochs = config.base_epochs
     if base_epochs is None:
         base_epochs = config.epochs if config.needs_base else 0
     return replace(config, base_epochs=base_epochs)
+
+
+def _check_search(config: CompressConfig) -> None:
+    """Raise AdjoinedError for flags that a search contradicts; say which ones have no effect without one."""
+    if not config.search:
+        idle = [
+            f"--{f.name.replace('_', '-')}"
+            for f in fields(CompressConfig)
+            if f.name in SEARCH_FLAGS and getattr(config, f.name) != f.default
+        ]
+        if idle:
+            raise AdjoinedError(f"{', '.join(idle)} belong to a search; add --search, or use adjoined search")
+        return
+    for name in ("alpha", "plan"):
+        if (value := getattr(config, name)) is not None:
+            raise AdjoinedError(f"--search finds the plan that --{name} {value} gives; give one of them")
+    if config.scope != "inner":
+        raise AdjoinedError(
+            "--search chooses heads and hidden units; --scope full is for --alpha or a budget"
+        )
 
 
 def save_config(config: CompressConfig, path: Path) -> None:

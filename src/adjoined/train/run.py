@@ -33,6 +33,7 @@ from adjoined.train.evaluate import top1
 from adjoined.train.folder import append_metrics, open_folder, rewrite_metrics
 from adjoined.train.loop import Phase, Row, Setting, fit
 from adjoined.train.networks import build_model, check_outputs, default_lr
+from adjoined.train.search import objective_of, run_search, subset
 from adjoined.train.tasks import LabelTask, TwinTask
 
 __all__ = ["choose_plan", "compress", "evaluate", "make_accelerator"]
@@ -56,24 +57,39 @@ def compress(config: CompressConfig, *, console: Console | None = None) -> dict[
     with console.status("reading the data, capturing the network"):
         data, model, inputs = _load(config)
         axes = find_axes(model, torch.zeros(2, inputs.channels, *inputs.size))
-        plan = choose_plan(axes, config, folder if config.resume else None)
-        twin = Adjoined(model, plan, axes=axes)
+        state = Checkpoints(folder / "checkpoints").latest() if config.resume else None
+        plan, objective = None, None
+        if config.search and (state is None or state["phase"] != "adjoined"):
+            objective = objective_of(config, model, axes, accelerator.device)
+        else:
+            plan = choose_plan(axes, config, folder if config.resume else None)
+            Adjoined(model, plan, axes=axes)  # proves it before training
         loaders = _batches(data, inputs, config)
     lr = config.lr or default_lr(model, has_weights=not config.needs_base)
     base_lr = config.base_lr or lr
     config = replace(config, lr=lr, base_lr=base_lr, data_fingerprint=data.fingerprint, out=str(folder))
     folder.mkdir(parents=True, exist_ok=True)
-    plan.save(folder / "plan.json")
+    if plan is not None:
+        plan.save(folder / "plan.json")
     save_config(config, folder / "config.yaml")  # last: it is what makes the folder a run
     checkpoints = Checkpoints(folder / "checkpoints")
-    state = checkpoints.latest() if config.resume else None
     history = list(state["history"]) if state else []
     setting = Setting(config, *loaders, accelerator, checkpoints, console, history)
     console.print(_headline(setting, data, axes, plan), highlight=False, soft_wrap=True)
     rewrite_metrics(folder, setting.history)
     if state is None or state["phase"] == "base":
         _train_base(model, setting, folder, state)
-        twin, state = Adjoined(model, plan, axes=axes, check=False), None  # proven above
+        state = None
+    if objective is not None:
+        found = subset(data, config.subset_classes, config.subset_images, config.seed)
+        train, validation = loaders if found is data else _batches(found, inputs, config)
+        here = replace(setting, train=train, validation=validation)
+        plan, state = run_search(model, objective, here, folder, state), None
+        if config.search_only:
+            twin = Adjoined(objective.network.large, plan, axes=axes)
+            return _finish(twin, plan, setting, folder, data)
+    assert plan is not None
+    twin = Adjoined(model, plan, axes=axes, check=objective is not None)  # else proven above
     options = {k: getattr(config, k) for k in ("detach_large", "small_ce", "kl_weight", "label_smoothing")}
     phase = Phase("adjoined", 2, config.epochs, lr, judged_by="small")
     for row in fit(TwinTask(twin, **options), phase, setting, state=state):
@@ -178,14 +194,18 @@ def _batches(data: ImageData, inputs: InputSpec, config: CompressConfig) -> tupl
     return train, make_batches(data.validation, inputs, **options)
 
 
-def _headline(setting: Setting, data: ImageData, axes: Axes, plan: Plan) -> str:
-    inputs, large, small = setting.train.inputs, axes.cost(), axes.cost(plan)
+def _headline(setting: Setting, data: ImageData, axes: Axes, plan: Plan | None) -> str:
+    """What is about to be trained; without a plan, what is to be searched."""
+    inputs, large = setting.train.inputs, axes.cost()
+    small = axes.cost(plan) if plan is not None else None
     shape = "×".join(map(str, (inputs.channels, *inputs.size)))
     pictures = f"{len(setting.train.images):,} + {len(setting.validation.images):,}"
+    params = f"{small.params / 1e6:.4g}" if small else "?"
+    macs = f"{small.macs / 1e9:.4g}" if small else "?"
     return (
         f"{setting.config.model} on {data.name}, {pictures} pictures of {shape}: "
-        f"{large.params / 1e6:.4g} → {small.params / 1e6:.4g} M parameters, "
-        f"{large.macs / 1e9:.4g} → {small.macs / 1e9:.4g} GMACs; run in {setting.config.out}"
+        f"{large.params / 1e6:.4g} → {params} M parameters, "
+        f"{large.macs / 1e9:.4g} → {macs} GMACs; run in {setting.config.out}"
     )
 
 

@@ -17,7 +17,7 @@ from adjoined.core.axes import Axes
 from adjoined.core.plan import Plan
 from adjoined.data import ImageData, Images
 from adjoined.errors import AdjoinedError
-from adjoined.search import SearchObjective, make_objective
+from adjoined.search import SearchObjective, find_gates, make_objective, measure_latency
 from adjoined.train.checkpoint import written_aside
 from adjoined.train.config import CompressConfig
 from adjoined.train.folder import append_metrics
@@ -51,25 +51,40 @@ class SearchTask(Task):
         network = self.objective.network
         excepted = getattr(network.large, "no_weight_decay", set)()
         gates = {"params": [network.eta], "lr": self.gate_lr, "weight_decay": 0.0}
-        return [*param_groups_weight_decay(network.large, weight_decay, excepted), gates]
+        return [*param_groups_weight_decay(network.large, weight_decay, no_weight_decay_list=excepted), gates]
 
 
-def objective_of(config: CompressConfig, model: nn.Module, axes: Axes) -> SearchObjective:
+def objective_of(
+    config: CompressConfig, model: nn.Module, axes: Axes, device: torch.device
+) -> SearchObjective:
     """The gates and the loss that the config asks for, on a copy of `model`.
 
+    A budget in milliseconds has the device measured for one picture, the first time.
     Raises PlanError, in a moment, when no plan meets the budget or no candidate fits.
     """
     names = ("detach_large", "small_ce", "kl_weight", "label_smoothing")
+    copied, latency = copy.deepcopy(model), None
+    if config.latency_ms is not None:
+        gates = find_gates(axes, config.candidates, config.per)
+        (pictures,), _ = axes.capture.example
+        backend, where = config.latency_backend, copied.to(device)
+        latency = measure_latency(where, axes, gates, example=pictures[:1], backend=backend)
+        copied = copied.cpu()
     return make_objective(
-        copy.deepcopy(model),
+        copied,
         axes,
         epochs=config.search_epochs or config.epochs,
+        candidates=config.candidates,
+        per=config.per,
+        gamma=config.gamma,
+        macs=config.macs,
+        params=config.params,
+        latency_ms=config.latency_ms,
+        latency=latency,
+        noise=config.noise,
+        temperature=config.temperature,
+        freeze_gates=config.freeze_gates,
         loss={name: getattr(config, name) for name in names},
-        **{
-            name: getattr(config, name)
-            for name in ("candidates", "per", "gamma", "macs", "params", "latency_ms")
-        },
-        **{name: getattr(config, name) for name in ("noise", "temperature", "freeze_gates")},
     )
 
 
@@ -112,7 +127,9 @@ def subset(data: ImageData, classes: float, images: float, seed: int) -> ImageDa
     if classes == images == 1:
         return data
     generator = torch.Generator().manual_seed(seed)
-    picked = torch.randperm(data.num_classes, generator=generator)[: max(2, round(classes * data.num_classes))]
+    picked = torch.randperm(data.num_classes, generator=generator)[
+        : max(2, round(classes * data.num_classes))
+    ]
     if len(picked) == data.num_classes and classes < 1:
         warnings.warn(f"--subset-classes {classes} leaves all {data.num_classes} classes", stacklevel=2)
     train = _of_classes(data.train, picked)
