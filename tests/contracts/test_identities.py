@@ -136,7 +136,7 @@ def test_identity_6_gradients_add_up(animal):
     small_net = twin.small()
     small = grads((small_net(animal.example),), [small_net.get_parameter(n) for n in names])
     for name, together, whole, part in zip(names, both, large, small, strict=True):
-        back = torch.zeros_like(whole)
+        back = torch.zeros(whole.shape, dtype=whole.dtype)
         where = torch.arange(whole.numel()).view(whole.shape)
         slicer = twin._slicers[name]
         back.view(-1)[(slicer(where) if slicer else where).reshape(-1)] = part.reshape(-1)
@@ -150,7 +150,8 @@ said = {}
 for folder in sys.argv[1:]:
     net = adjoined.load(folder)
     x = torch.load(folder + "/x.pt")
-    torch.save(net(x), folder + "/y.pt")
+    with torch.no_grad():
+        torch.save(net(x), folder + "/y.pt")
     net.train()(x).sum().backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in net.parameters())
     said[folder] = [list(net.state_dict()), net.plan.widths[0].name]

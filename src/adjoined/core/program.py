@@ -39,6 +39,10 @@ class Signature:
         given |= kwargs
         return pytree.tree_leaves([given[name] for name in self.names])
 
+    def __deepcopy__(self, memo: dict) -> "Signature":
+        """Nothing in it can change."""
+        return self
+
 
 @dataclass(frozen=True, eq=False)
 class Program:
