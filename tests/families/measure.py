@@ -4,7 +4,7 @@ import contextlib
 import tempfile
 import time
 import warnings
-from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,16 @@ from torch.utils.flop_counter import FlopCounterMode
 import adjoined
 from adjoined.core.capture import call_model, normalise_example
 from adjoined.core.check import check_equal
-from adjoined.core.dims import size
+from adjoined.core.dims import plain
+from adjoined.core.rules import RULES
 from adjoined.core.slicing import permute
-from adjoined.core.walk import op_name
+from adjoined.core.walk import Walk, op_name, walk_graph
+
+__all__ = ["measure", "problems"]
 
 LIMIT = 1e-4
-RETURNED = "the model returns it"
-MLP_NAMES = ("mlp", "feedforward", "ffn", "glu", "ff")
+ATTENTION = ("scaled_dot_product_attention", "matmul", "bmm", "einsum", "softmax")
+MLP_NAMES = ("mlp", "feedforward", "ffn", "glu")
 ROLES = ("heads", "hidden", "stream", "head_dim")
 
 
@@ -63,7 +66,7 @@ def measure(model: nn.Module, example: Any, alpha: int = 2) -> dict[str, Any]:
 def problems(row: dict[str, Any]) -> list[str]:
     """What keeps a row from being green, in words."""
     out = [f"no {what}" for what in row["missing"]]
-    out += [f"{n} pinned: {why}" for n, why in row["pinned"].items() if _inner(n) and why != RETURNED]
+    out += [f"{n} pinned: {why}" for n, why in row["pinned"].items() if "heads" in n.split(".")]
     out += ["alpha 1 is not the large network"] * (not row["identity"])
     out += [f"permuting the axes changes the output by {row['permuted']:.1e}"] * (row["permuted"] > 1e-3)
     for scope in ("inner", "full"):
@@ -76,25 +79,13 @@ def problems(row: dict[str, Any]) -> list[str]:
     return out
 
 
-def _inner(name: str) -> bool:
-    return any(part in ("heads", "hidden") for part in name.split("."))
-
-
 def _missing(model: nn.Module, axes: adjoined.Axes) -> list[str]:
     """Modules that attend but own no heads, and multilayer perceptrons that own no hidden units."""
     owned = {
         role: [k for a in axes if a.role == role and not a.pinned for k, _ in a.owners]
         for role in ("heads", "hidden")
     }
-    out = []
-    for node in axes.capture.eval.fx.nodes:
-        if node.op == "call_function" and op_name(node) == "scaled_dot_product_attention":
-            path = [str(p) for p, _ in (node.meta.get("nn_module_stack") or {}).values()][-1]
-            if any(n == 1 for n in node.args[0].meta["val"].shape[1:-2]):  # a single head
-                continue
-            prefix = f"{path}." if path else ""
-            if not any(k.startswith(prefix) for k in owned["heads"]):
-                out.append(f"heads in {path}")
+    out = [f"heads in {path}" for path, free in _attentions(axes) if not free]
     for name, module in model.named_modules():
         weights = [p for p in module.parameters() if p.ndim > 1]
         kind = type(module).__name__.lower()
@@ -102,6 +93,35 @@ def _missing(model: nn.Module, axes: adjoined.Axes) -> list[str]:
         if is_mlp and not any(k.startswith(f"{name}.") for k in owned["hidden"]):
             out.append(f"hidden units in {name}")
     return list(dict.fromkeys(out))
+
+
+def _attentions(axes: adjoined.Axes) -> Iterator[tuple[str, bool]]:
+    """Path of each module that attends with several heads, and whether a plan can cut these.
+
+    Its heads are an axis of role heads, or of role stream where a stream attends without a projection of its own.
+    """
+    walk = Walk()
+    graph = axes.capture.eval
+    shapes = {
+        n.name: tuple(int(m) for m in n.meta["val"].shape) for n in graph.fx.nodes if n.name in graph.stored
+    }
+    stored = {p: (s.key(axes.aliases), shapes[p]) for p, s in graph.stored.items()}
+    walk_graph(graph.fx.nodes, walk, RULES, stored, graph.inputs)
+    free = {(key, at) for a in axes if not a.pinned and a.role in ("heads", "stream") for key, at in a.owners}
+    owners: dict[Any, set[tuple[str, int]]] = {}
+    for key, dims in walk.stored.items():
+        for at, dim in enumerate(dims):
+            for atom in plain(dim):
+                owners.setdefault(atom, set()).add((key, at))
+    for node in graph.fx.nodes:
+        if node.op != "call_function" or op_name(node) not in ATTENTION:
+            continue
+        marked = [d for d, mark, at in walk.marks if at is node and mark in ("heads", "attended")]
+        atoms = [a for d in marked for a in plain(d) if a in owners]
+        single = any(n == 1 for n in node.args[0].meta["val"].shape[1:-2])
+        if atoms or (op_name(node) == ATTENTION[0] and not single):
+            stack = list((node.meta.get("nn_module_stack") or {}).values())
+            yield str(stack[-1][0]), any(owners[a] <= free for a in atoms)
 
 
 def _whole(model: nn.Module, axes: adjoined.Axes) -> list[str]:
@@ -225,11 +245,3 @@ def _saved(twin: adjoined.Adjoined, given: tuple[tuple, dict]) -> list[str]:
     if list(net.state_dict()) != list(twin.large.state_dict()):
         wrong.append("other keys in the state dict")
     return wrong
-
-
-def count_ops(axes: adjoined.Axes) -> Counter[str]:
-    """Operators of the eval graph."""
-    return Counter(op_name(n) for n in axes.capture.eval.fx.nodes if n.op == "call_function")
-
-
-__all__ = ["LIMIT", "count_ops", "measure", "problems", "size"]
