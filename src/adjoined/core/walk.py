@@ -77,6 +77,9 @@ class Walk:
         default_factory=dict
     )  # stored tensor, its dims in order
     active: set[Node] = field(default_factory=set)
+    sources: dict[Node, frozenset[Node]] = field(
+        default_factory=dict
+    )  # the producers an activation comes from
     pins: list[Pin] = field(default_factory=list)
     marks: list[tuple[Dim, str, Node]] = field(default_factory=list)
     uses: list[Use] = field(default_factory=list)
@@ -156,6 +159,8 @@ class Call:
     def mark(self, dim: Dim, mark: str) -> None:
         if dim:
             self.walk.marks.append((dim, mark, self.node))
+            if mark in ("produced", "residual"):
+                self.walk.sources[self.node] = frozenset({self.node})
 
     def bind(self, name: str, index: int | None, dim: Dim, scale: int = 1) -> bool:
         """Note that a literal argument is `scale`·|dim|, or -1 for it; False where the argument is no such number."""
@@ -206,8 +211,10 @@ def walk_graph(
                 for dim in walk.dims.get(n) or ():
                     walk.pin(dim, "the model returns it")
         elif node.op == "call_function":
-            if any(n in walk.active for n in node.all_input_nodes):
+            active = [n for n in node.all_input_nodes if n in walk.active]
+            if active:
                 walk.active.add(node)
+            walk.sources[node] = frozenset().union(*(walk.sources[n] for n in active))
             walk.dims[node] = _apply(node, walk, rules)
 
 
@@ -222,6 +229,7 @@ def _placeholder(node: Node, walk: Walk, stored: Mapping, inputs: Sequence[str])
         for dim in walk.dims[node]:
             walk.pin(dim, "model input", node, fixed=True)
         walk.active.add(node)
+        walk.sources[node] = frozenset({node})
     assert node.name in stored or node.name in inputs, node.name
 
 

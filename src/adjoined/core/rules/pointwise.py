@@ -1,5 +1,9 @@
 """Entry by entry: operands broadcast against each other, every axis is carried."""
 
+from collections.abc import Sequence
+
+from torch.fx import Node
+
 from adjoined.core.dims import Dim, fresh
 from adjoined.core.walk import Call, Dims, Rule, op_name
 
@@ -49,13 +53,14 @@ def binary(call: Call) -> Dims:
         for _, other in group[1:]:
             call.unify(group[0][1], other)
         out.append(group[0][1] if group else fresh(call.out[i]))
-        if _is_residual(call) and sum(call.is_active(node) for node, _ in group) > 1:
+        if _is_residual(call, [node for node, _ in group if call.is_active(node)]):
             call.mark(out[-1], "residual")
     return tuple(out)
 
 
-def _is_residual(call: Call) -> bool:
-    return op_name(call.node) in ("add", "sub", "lerp")
+def _is_residual(call: Call, nodes: Sequence[Node]) -> bool:
+    """An addition of what different producers made: not x + depthwise(x), nor the halves of a rotary embedding."""
+    return op_name(call.node) in ("add", "sub", "lerp") and len({call.walk.sources[n] for n in nodes}) > 1
 
 
 def copy(call: Call) -> Dims:
