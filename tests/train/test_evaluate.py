@@ -38,6 +38,12 @@ def test_percent_of_right_answers():
     assert top1(networks, made(10)) == {"right": 100.0, "zero": 40.0, "wrong": 0.0}
 
 
+def test_it_tells_how_far_it_is():
+    told = []
+    top1({"zero": says(lambda n: n * 0)}, made(10), watch=lambda *seen: told.append(seen))
+    assert told == [(4, 10), (8, 10), (10, 10)]
+
+
 def test_broken_pictures_do_not_count():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -225,7 +225,8 @@ def test_lines_where_there_is_no_terminal(setting):
     )
     list(fit(LabelTask(network()), phase(1), often))
     lines = file.getvalue().splitlines()
-    assert len(lines) == 8 + 1
+    assert len(lines) == 8 + 4 + 1
+    assert lines[8] == "base judging 8/30 pictures"
     assert lines[2].startswith("base step 3/8  loss ")
     assert lines[-1].startswith("base epoch 1/1  loss ")
     assert "images/s" in lines[-1]

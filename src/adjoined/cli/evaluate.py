@@ -4,6 +4,7 @@ import json
 from typing import Any, Literal
 
 from jsonargparse import ActionYesNo, ArgumentParser
+from rich.console import Console
 
 __all__ = ["HELP", "add_flags", "run"]
 
@@ -34,7 +35,8 @@ def run(given: dict[str, Any]) -> None:
     from adjoined.train.run import evaluate
 
     as_json, folder = given.pop("json", False), given.pop("run", None)
-    result = evaluate(folder or latest_run(), **given)
+    with Console(stderr=True).status("reading the pictures, asking the network"):
+        result = evaluate(folder or latest_run(), **given)
     if as_json:
         print(json.dumps(result, indent=1))
         return

@@ -18,11 +18,12 @@ def top1(
     device: torch.device | str = "cpu",
     *,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
+    watch: Callable[[int, int], None] | None = None,
 ) -> dict[str, float]:
     """Top-1 accuracy of each network in percent, over one pass of the data.
 
-    The networks are expected on `device`, in evaluation mode. Raises DataError when too many pictures do
-    not decode.
+    `watch` is told after each batch how many pictures of how many are done. The networks are expected on
+    `device`, in evaluation mode. Raises DataError when too many pictures do not decode.
     """
     right = {name: torch.zeros((), dtype=torch.int64, device=device) for name in networks}
     seen = 0
@@ -36,6 +37,8 @@ def top1(
                     logits = network(x)
                 right[name] += (logits.argmax(-1) == target).sum()
             seen += len(target)
+            if watch is not None:
+                watch(seen, len(made.images))
     check_bad(made)
     if not seen:
         raise DataError("no picture of the data decodes")

@@ -92,7 +92,8 @@ def fit(task: Task, phase: Phase, setting: Setting, *, state: dict[str, Any] | N
     ) as display:
         for epoch in range(first, math.ceil(total / len(setting.train))):
             row = _train_epoch(task, optimizer, scheduler, phase, epoch, setting, display)
-            row |= accelerator.unwrap_model(task).report(row["step"] / total) | _scores(task, setting)
+            row |= accelerator.unwrap_model(task).report(row["step"] / total)
+            row |= _scores(task, setting, display)
             score = f"top1_{phase.judged_by}"
             best = all(row[score] >= other[score] for other in rows)
             rows.append(row)
@@ -171,12 +172,16 @@ def _means(sums: dict[str, Tensor], count: int) -> dict[str, float]:
     return {name: float(value.detach()) / max(count, 1) for name, value in sums.items()}
 
 
-def _scores(task: Any, setting: Setting) -> dict[str, float]:
+def _scores(task: Any, setting: Setting, display: Display) -> dict[str, float]:
     """top1_NAME in percent of each network of the task."""
     accelerator = setting.accelerator
     plain: Task = accelerator.unwrap_model(task).eval()
     scores = top1(
-        plain.networks(), setting.validation, accelerator.device, autocast=lambda: accelerator.autocast()
+        plain.networks(),
+        setting.validation,
+        accelerator.device,
+        autocast=lambda: accelerator.autocast(),
+        watch=display.judging,
     )
     return {f"top1_{name}": score for name, score in scores.items()}
 

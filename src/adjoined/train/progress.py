@@ -55,6 +55,14 @@ class Display:
         if not self.console.is_terminal:
             self._line(f"{self.phase} step {step}/{self.steps}  {text}")
 
+    def judging(self, seen: int, total: int) -> None:
+        """`seen` of `total` held-out pictures are done."""
+        text = f"judging {seen:,}/{total:,} pictures"
+        self.bar.update(self.row, parts=text)
+        if not self.console.is_terminal and self.wants():
+            self.last_line = time.monotonic()
+            self._line(f"{self.phase} {text}")
+
     def epoch(self, row: Mapping[str, Any]) -> None:
         """An epoch is done and evaluated; `row` is its line of metrics.jsonl."""
         self.last_line = time.monotonic()
