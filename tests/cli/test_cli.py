@@ -125,8 +125,8 @@ def make_pictures(root, classes, broken):
 
 
 BAD = {
-    "no command": ([], "give a command: inspect, compress, evaluate"),
-    "command": (["comprss"], "unknown command 'comprss'; there are inspect, compress, evaluate; did you mean compress?"),
+    "no command": ([], "give a command: inspect, compress, search, evaluate"),
+    "command": (["comprss"], "unknown command 'comprss'; there are inspect, compress, search, evaluate; did you mean compress?"),
     "flag": (["compress", "--epohcs=3"], "unknown argument --epohcs; did you mean --epochs"),
     "flag without a value": (["compress", "--epochs"], "argument --epochs: expected one argument"),
     "number": (["compress", "--epochs=many"], "--epochs takes a whole number, not 'many'"),
@@ -236,3 +236,19 @@ def test_the_small_network_loads_alone(capsys, tiny):
     net = adjoined.load("a/small")
     logits = net(torch.zeros(2, inputs["inputs"]["channels"], *inputs["inputs"]["size"]))
     assert logits.shape == (2, len(inputs["classes"]))
+
+
+def test_search_then_train_its_plan(capsys, tiny):
+    flags = [f for f in tiny if not f.startswith("--alpha")]
+    code, out, err = run(capsys, "search", *flags, "--macs=0.7", "--out=a", "--per=axis", "--candidates=[1,2]")
+    assert (code, err) == (0, "")
+    assert "search epoch 1/1" in out
+    code, out, err = run(capsys, "compress", *flags, "--plan=a/plan.json", "--out=b")
+    assert (code, err) == (0, "")
+    assert Path("b/plan.json").read_text() == Path("a/plan.json").read_text()
+    code, _, err = run(capsys, "search", "--resume", "--out=a", "--candidates=[1]")
+    assert (code, "--candidates was [1, 2], is [1]" in err) == (2, True)
+    code, _, err = run(capsys, "search", *flags, "--macs=0.7", "--gamma=1e-9", "--out=c")
+    assert (code, err.count("\n"), "two ways to weigh the cost" in err) == (2, 1, True)
+    code, _, err = run(capsys, "search", *flags, "--macs=0.01", "--out=c")
+    assert (code, err.count("\n"), "ask for that much" in err) == (2, 1, True)

@@ -167,7 +167,9 @@ def _check_search(config: CompressConfig) -> None:
             if f.name in SEARCH_FLAGS and getattr(config, f.name) != f.default
         ]
         if idle:
-            raise AdjoinedError(f"{', '.join(idle)} belong to a search; add --search, or use adjoined search")
+            raise AdjoinedError(
+                f"only a search reads {', '.join(idle)}; add --search, or use adjoined search"
+            )
         return
     for name in ("alpha", "plan"):
         if (value := getattr(config, name)) is not None:

@@ -33,7 +33,7 @@ from adjoined.train.evaluate import top1
 from adjoined.train.folder import append_metrics, open_folder, rewrite_metrics
 from adjoined.train.loop import Phase, Row, Setting, fit
 from adjoined.train.networks import build_model, check_outputs, default_lr
-from adjoined.train.search import objective_of, run_search, subset
+from adjoined.train.search import objective_of, run_search, search_facts, subset
 from adjoined.train.tasks import LabelTask, TwinTask
 
 __all__ = ["choose_plan", "compress", "evaluate", "make_accelerator"]
@@ -43,8 +43,7 @@ def compress(config: CompressConfig, *, console: Console | None = None) -> dict[
     """Train a network together with the smaller one cut out of it; returns what RUN/result.json holds.
 
     result: `base` (the large network before adjoined training), `large` and `small`, each with `top1` in
-    percent, `params` and `macs` (multiply-adds per picture); `seconds` of training and evaluation; `out`,
-    the folder.
+    percent, `params` and `macs` (multiply-adds per picture); `seconds` of training; `out`, the folder.
 
     Raises AdjoinedError, DataError or PlanError for anything a user can mend.
     """
@@ -105,8 +104,7 @@ def evaluate(
     device: str = "auto",
     workers: int = 2,
 ) -> dict[str, Any]:
-    """Top-1 in percent of the small network of a run, alone, on the held-out split of `data` (the run's own
-    if None).
+    """Top-1 in percent of the small network of a run, alone, on held-out pictures of `data`; None: the run's.
 
     `folder` is a RUN or its small/. The batch size is the run's unless given. Raises AdjoinedError when
     there is no finished run, DataError when the data's classes are not the network's.
@@ -129,7 +127,7 @@ def evaluate(
         cache=config.cache,
         workers=workers,
     )
-    where = make_accelerator(device, "fp32").device
+    where = pick_device(device)
     net = load(run / "small").to(where).eval()
     score = top1({"small": net}, made, where)["small"]
     return {
@@ -155,11 +153,16 @@ def choose_plan(axes: Axes, config: CompressConfig, resumed: Path | None = None)
     return axes.plan(alpha=4 if config.alpha is None else config.alpha, scope=config.scope)
 
 
-def make_accelerator(device: str, precision: str) -> Accelerator:
-    """accelerate's view of `device` (auto, cpu, cuda) and `precision` (auto, fp32, bf16)."""
-    if device == "cuda" and not torch.cuda.is_available():
+def pick_device(name: str) -> torch.device:
+    """auto, cpu or cuda → a device that is there. Raises AdjoinedError when it is not."""
+    if name == "cuda" and not torch.cuda.is_available():
         raise AdjoinedError("--device cuda, but PyTorch sees no GPU; use --device cpu or auto")
-    on_cuda = device != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def make_accelerator(device: str, precision: str) -> Accelerator:
+    """accelerate's view of `device` (see `pick_device`) and `precision` (auto, fp32, bf16)."""
+    on_cuda = pick_device(device).type == "cuda"
     bf16 = precision == "bf16" or (precision == "auto" and on_cuda and torch.cuda.is_bf16_supported())
     return Accelerator(cpu=device == "cpu", mixed_precision="bf16" if bf16 else "no")
 
@@ -254,14 +257,15 @@ def _finish(twin: Adjoined, plan: Plan, setting: Setting, folder: Path, data: Im
 
     twin = twin.to(device).eval()
     networks = {"large": twin.large, "small": load(folder / "small").to(device).eval()}
-    scores = top1(networks, setting.validation, device)
+    with setting.console.status("judging the small network as it was saved"):
+        scores = top1(networks, setting.validation, device)
     base = [row for row in setting.history if row["phase"] == "base"][-1]["top1_large"]
     large, small = (asdict(twin.axes.cost(p)) for p in (None, plan))
     result = {
         "base": {"top1": base, **large},
         "large": {"top1": scores["large"], **large},
         "small": {"top1": scores["small"], **small},
-        "seconds": sum(row["seconds"] + row.get("eval_seconds", 0.0) for row in setting.history),
+        "seconds": sum(row["seconds"] for row in setting.history),
         "model": setting.config.model,
         "data": data.name,
         "plan": plan.note,
@@ -269,7 +273,23 @@ def _finish(twin: Adjoined, plan: Plan, setting: Setting, folder: Path, data: Im
         "device": str(device),
         "torch": torch.__version__,
         "out": str(folder),
+        "blocks": _blocks(twin.axes, plan),
+        **search_facts(setting.config, twin.axes),
     }
     with written_aside(folder / "result.json") as file:
         file.write((json.dumps(result, indent=1) + "\n").encode())
     return result
+
+
+def _blocks(axes: Axes, plan: Plan) -> dict[str, Any]:
+    """Block → its parameters and multiply-adds in the large and in the small network; "" is what no block owns."""
+
+    def block(path: str) -> str:
+        owners = [b for b in axes.blocks if path == b or path.startswith(f"{b}.")]
+        return max(owners, key=len, default="")
+
+    costs = {
+        n: axes.polynomial.by_group(axes.kept(p) if p else {}, block)
+        for n, p in (("large", None), ("small", plan))
+    }
+    return {b: {n: asdict(table[b]) for n, table in costs.items()} for b in costs["large"]}

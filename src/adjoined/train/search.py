@@ -24,7 +24,7 @@ from adjoined.train.folder import append_metrics
 from adjoined.train.loop import Phase, Setting, fit
 from adjoined.train.tasks import Network, Task
 
-__all__ = ["SearchTask", "objective_of", "run_search", "subset"]
+__all__ = ["SearchTask", "objective_of", "run_search", "search_facts", "subset"]
 
 BASE = "base.pt"
 
@@ -114,6 +114,13 @@ def run_search(
     plan = objective.plan()
     plan.save(folder / "plan.json")
     return plan
+
+
+def search_facts(config: CompressConfig, axes: Axes) -> dict[str, Any]:
+    """What result.json says of a search besides: gate → its factors. Nothing for a run without one."""
+    if not config.search:
+        return {}
+    return {"candidates": {g.name: list(g.factors) for g in find_gates(axes, config.candidates, config.per)}}
 
 
 def subset(data: ImageData, classes: float, images: float, seed: int) -> ImageData:
