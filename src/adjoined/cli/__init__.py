@@ -17,7 +17,7 @@ from adjoined.errors import AdjoinedError
 __all__ = ["COMMANDS", "main"]
 
 # Each is a module here with HELP, add_flags(parser) and run(given).
-COMMANDS = ("inspect", "compress", "search", "evaluate")
+COMMANDS = ("inspect", "compress", "search", "evaluate", "report")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from adjoined.cli.flags import add_fields
+from adjoined.cli.report import report_after
 from adjoined.train.config import CompressConfig, load_config
 
 __all__ = ["HELP", "add_flags", "run"]
@@ -36,6 +37,7 @@ def run(given: dict[str, Any]) -> None:
     result = compress(config, console=console)
     console.print(_table(result))
     console.print(f"run       {result['out']}", highlight=False, soft_wrap=True)
+    report_after(result["out"], console)
     for text in _next_steps(result):
         console.print(text, highlight=False, soft_wrap=True)
 
@@ -60,6 +62,5 @@ def _next_steps(result: dict[str, Any]) -> list[str]:
     steps = {
         "evaluate": f"evaluate  adjoined evaluate {result['out']} --data {result['data']}",
         "export": f"export    adjoined export {result['out']}",
-        "report": f"report    adjoined report {result['out']}",
     }
     return [f"load      adjoined.load('{result['out']}/small')", *(steps[c] for c in COMMANDS if c in steps)]

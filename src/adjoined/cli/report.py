@@ -1,0 +1,41 @@
+"""adjoined report: a page to look at, and pictures, from the files of finished runs."""
+
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser
+from rich.console import Console
+
+__all__ = ["HELP", "add_flags", "report_after", "run"]
+
+HELP = "a page and pictures of what was cut and how it trained; several runs are compared"
+
+
+def add_flags(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "runs", type=str, nargs="*", default=[], help="folders of finished runs; the first takes report.html"
+    )
+
+
+def run(given: dict[str, Any]) -> None:
+    from adjoined.report import write_report
+
+    page = write_report(given.get("runs") or [_latest()])
+    print(f"{page} ({page.stat().st_size / 1e6:.1f} MB), pictures in {page.parent / 'report'}")
+
+
+def _latest() -> Path:
+    from adjoined.train.folder import latest_run  # slow to import
+
+    return latest_run()
+
+
+def report_after(folder: Path | str, console: Console) -> None:
+    """Write the report of a run that has just ended; the run is good whether or not that works."""
+    from adjoined.report import write_report
+
+    try:
+        text = f"report    {write_report([folder])}"
+    except Exception as error:
+        text = f"report    none: {' '.join(str(error).split())}"
+    console.print(text, highlight=False, soft_wrap=True, markup=False)

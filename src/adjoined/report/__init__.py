@@ -1,0 +1,36 @@
+"""A report of runs, from their files alone: one page to look at, and the main figures as PNG."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from adjoined.errors import AdjoinedError
+from adjoined.report.read import Run, read_run
+
+__all__ = ["MISSING", "Run", "read_run", "write_report"]
+
+MISSING = "the report needs plotly and matplotlib: pip install 'adjoined[report]'"
+
+
+def write_report(folders: Sequence[Path | str]) -> Path:
+    """Write report.html and report/*.png into the first of the runs; returns the page.
+
+    The page shows every run, and compares them if they are several. Warns of lines of metrics that are cut short.
+
+    Raises AdjoinedError when there is no finished run, one of its files is broken, or the extra is missing.
+    """
+    runs = [read_run(folder) for folder in folders]
+    try:
+        from adjoined.report.page import page_of, said_of_skipped
+        from adjoined.report.pictures import draw_pictures
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("plotly", "matplotlib"):
+            raise
+        raise AdjoinedError(MISSING) from error
+    for run in runs:
+        if run.skipped:
+            warnings.warn(said_of_skipped(run), stacklevel=2)
+    page = runs[0].folder / "report.html"
+    page.write_text(page_of(runs), encoding="utf-8")
+    draw_pictures(runs, runs[0].folder / "report")
+    return page
