@@ -43,13 +43,15 @@ def group_norm(call: Call) -> Dims:
 
 
 def softmax(call: Call) -> Dims:
-    """What it runs over are tokens or classes; the other dimensions of an attention map are its heads."""
+    """What it runs over are tokens, classes or (cross-covariance attention) channels; the other dimensions of an
+    attention map are its heads."""
     x = call.dims("self")
     at = call["dim"] % len(x)
     call.fix(x[at], "softmax runs over it")
+    call.mark(x[at], "softmaxed")
     if len(x) >= 3:
         for i, dim in enumerate(x):
-            if i != at:
+            if i != at and not set(dim) & set(x[at]):
                 call.mark(dim, "attended")
     return x
 
