@@ -118,8 +118,8 @@ def _attentions(axes: adjoined.Axes) -> Iterator[tuple[str, bool]]:
             continue
         marked = [d for d, mark, at in walk.marks if at is node and mark in ("heads", "attended")]
         atoms = [a for d in marked for a in plain(d) if a in owners]
-        single = any(n == 1 for n in node.args[0].meta["val"].shape[1:-2])
-        if atoms or (op_name(node) == ATTENTION[0] and not single):
+        whole = op_name(node) == ATTENTION[0] and all(n != 1 for n in node.args[0].meta["val"].shape[1:-2])
+        if atoms or whole:
             stack = list((node.meta.get("nn_module_stack") or {}).values())
             yield str(stack[-1][0]), any(owners[a] <= free for a in atoms)
 

@@ -294,7 +294,7 @@ def _roles(
     after its producer (the reduced keys of PVT). One that passed an activation before is hidden (SwiGLU with a norm).
     Heads of a stream that attends without a projection of its own (GCViT's global queries) are that stream's.
     """
-    heads = {a for a in widths if marks[a]["heads"] or marks[a]["attended"]}
+    heads = {a for a in widths if marks[a]["heads"] or (marks[a]["attended"] and not marks[a]["softmaxed"])}
     beside: set[Atom] = set()
     for key in params:
         for product in (p for dim in stored.get(key, ()) for p in products(dim)):
@@ -306,7 +306,7 @@ def _roles(
         adds_up = mark["residual"] and mark["produced"] > 1
         if atom in heads:
             out[atom] = "stream" if adds_up and mark["normalised"] else "heads"
-        elif atom in beside or mark["contracted"] or mark["head_dim"]:
+        elif atom in beside or mark["contracted"] or mark["head_dim"] or mark["softmaxed"]:
             out[atom] = "head_dim"
         elif adds_up or mark["bare"]:
             out[atom] = "stream"

@@ -137,7 +137,10 @@ def repeat_interleave(call: Call) -> Dims:
         raise NotImplementedError("repeats given as a tensor")
     dims = list(call.dims("self"))
     at = call["dim"] % len(dims)
-    dims[at] = (*dims[at], *call.fixed(call["repeats"], "repeats"))
+    repeats = fresh(call["repeats"])
+    call.mark(repeats, "repeated")
+    call.bind("repeats", None, repeats)
+    dims[at] = (*dims[at], *repeats)
     return tuple(dims)
 
 
@@ -169,12 +172,12 @@ def slice_(call: Call) -> Dims:
         if call.get("step", 1) != 1:
             raise Mismatch("a step")
         before, dims[at] = _take(call, dims[at], n, start, length)
-        ends_at_end = start + length == n and call.get("end", n) >= n
         bound = call.bind("start", None, before) if start else True
-        bound = (
-            ends_at_end
-            or call.bind("end", None, (*before, *dims[at]) if not before else concat([before, dims[at]]))
-        ) and bound
+        if "length" in call.args:
+            bound = call.bind("length", None, dims[at]) and bound
+        elif start + length != n or hint(getattr(end := call.get("end", n), "meta", {}).get("val", end)) < n:
+            until = concat([before, dims[at]]) if before else dims[at]
+            bound = call.bind("end", None, until) and bound
         if not bound:
             call.pin((*before, *dims[at]), "cut at a place that is counted otherwise")
     except Mismatch:
