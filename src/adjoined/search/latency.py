@@ -14,7 +14,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -160,23 +160,28 @@ class _Timer:
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
 
     def measure(self) -> Latency:
+        """Shares of the large network's time are what is compared: a machine that drifts, drifts for both."""
         large_run = self.runner([None] * len(self.gates))
         large_times: list[float] = []
-        saved: dict[str, dict[str, int]] = {g.name: {"1": 0} for g in self.gates}
+        shares: dict[tuple[int, int], float] = {}
         for members in self.kinds.values():
             for j, factor in enumerate(self.gates[members[0]].factors):
-                if factor == 1:
-                    continue
-                run = self.runner([j if i in members else None for i in range(len(self.gates))])
-                pairs = self.times(large_run, run)
-                large_times += pairs[::2]
-                less = statistics.median(a - b for a, b in zip(pairs[::2], pairs[1::2], strict=True))
-                for i in members:
-                    saved[self.gates[i].name][str(factor)] = round(less / len(members))
-        large = round(statistics.median(large_times))
-        checks = tuple(self._check(large_run, large, saved, choices) for choices in self._mixed())
+                if factor != 1:
+                    cut = self.runner([j if i in members else None for i in range(len(self.gates))])
+                    share, times = self._share(large_run, cut)
+                    large_times += times
+                    shares |= {(i, j): (1 - share) / len(members) for i in members}
+        large = statistics.median(large_times)
+        saved: dict[str, dict[str, int]] = {g.name: {"1": 0} for g in self.gates}
+        for (i, j), share in shares.items():
+            saved[self.gates[i].name][str(self.gates[i].factors[j])] = round(large * share)
+        checks = []
+        for choices in self._mixed():
+            total = large * (1 - sum(shares.get(pair, 0.0) for pair in enumerate(choices)))
+            checks.append((round(total), round(large * self._share(large_run, self.runner(choices))[0])))
         error = max(abs(a - b) / b for a, b in checks)
-        return Latency(device_name(self.device), self.backend, self.batch, large, saved, error, checks)
+        name = device_name(self.device)
+        return Latency(name, self.backend, self.batch, round(large), saved, error, tuple(checks))
 
     def runner(self, choices: Sequence[int | None]) -> Callable[[], Any]:
         """A call of the real small network, in which gate i takes factor number choices[i], or stays whole."""
@@ -208,14 +213,11 @@ class _Timer:
                 out.append(float(time.perf_counter_ns() - start))
         return out
 
-    def _check(
-        self, large_run: Callable, large: int, saved: Mapping, choices: Sequence[int]
-    ) -> tuple[int, int]:
-        """(sum, measured) of one plan, both beside the large network of the moment."""
-        pairs = self.times(large_run, self.runner(choices))
-        less = statistics.median(a - b for a, b in zip(pairs[::2], pairs[1::2], strict=True))
-        names = zip(self.gates, choices, strict=True)
-        return large - sum(saved[g.name][str(g.factors[c])] for g, c in names), round(large - less)
+    def _share(self, large_run: Callable, run: Callable) -> tuple[float, list[float]]:
+        """Time of `run` as a share of the large network's, median of pairs; the large network's times."""
+        pairs = self.times(large_run, run)
+        shares = [b / a for a, b in zip(pairs[::2], pairs[1::2], strict=True)]
+        return statistics.median(shares), pairs[::2]
 
     def _mixed(self) -> list[list[int]]:
         """Plans to check with: factors in turn, upwards and downwards."""

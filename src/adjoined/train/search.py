@@ -70,6 +70,11 @@ def objective_of(
         backend, where = config.latency_backend, copied.to(device)
         latency = measure_latency(where, axes, gates, example=pictures[:1], backend=backend)
         copied = copied.cpu()
+        warnings.warn(
+            f"{config.model} takes {latency.large / 1e6:.3g} ms a picture on {latency.device}, {backend}; the sum over "
+            f"blocks was within {latency.error:.0%} of small networks measured whole",
+            stacklevel=2,
+        )
     return make_objective(
         copied,
         axes,
