@@ -1,6 +1,7 @@
 """The small program: the captured graphs with smaller sizes, and the plain module that runs them."""
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,8 @@ from adjoined.errors import AdjoinedError
 
 __all__ = ["Network", "Program", "Signature", "build_program", "shrink"]
 
+ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
+VIEWS = {torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default}
 RESHAPES = {"view", "reshape", "unflatten", "_unsafe_view"}
 
 
@@ -95,6 +98,11 @@ def shrink(graph: Graph, bindings: Mapping[str, Sequence[Binding]], kept: Kept) 
         elif node.op != "placeholder":
             env[node] = new.node_copy(node, lambda n: env[n])
             env[node].meta = {}
+            if node.target in VIEWS:  # a slice of a weight cannot always be viewed
+                env[node].target = torch.ops.aten.reshape.default
+            elif node.target is ATTENTION and node.kwargs.get("scale") is None:  # the large network's own
+                width = node.args[0].meta["val"].shape[-1]  # type: ignore[union-attr]
+                env[node].update_kwarg("scale", 1 / math.sqrt(width))
             for binding in bindings.get(node.name, ()):
                 if is_cut(binding.dim, kept):
                     _rewrite(node, env[node], binding, kept, bindings[node.name])
@@ -106,7 +114,7 @@ def shrink(graph: Graph, bindings: Mapping[str, Sequence[Binding]], kept: Kept) 
 def _rewrite(old: fx.Node, node: fx.Node, binding: Binding, kept: Kept, others: Sequence[Binding]) -> None:
     """Put the kept size in the place of the literal; of a size that runs over the batch too, -1."""
     value: Any = binding.scale * kept_size(binding.dim, kept)
-    schema = node.target._schema.arguments  # type: ignore[union-attr]
+    schema = old.target._schema.arguments  # type: ignore[union-attr]
     at = [a.name for a in schema].index(binding.name)
     by_name = binding.name in node.kwargs or at >= len(node.args)
     if binding.index is not None:

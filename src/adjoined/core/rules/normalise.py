@@ -35,6 +35,8 @@ def group_norm(call: Call) -> Dims:
             call.unify(x[1], call.dims(name)[0])
     outer, inner = regroup(x[1], [groups, size(x[1]) // groups])
     call.bind("num_groups", None, outer)
+    for dim in x[2:]:
+        call.mark(dim, "normalised")
     if groups == 1:
         call.mark(inner, "normalised")
     else:

@@ -16,7 +16,7 @@ UNARY = """
 """.split()
 BINARY = """
     add addcdiv addcmul atan2 bitwise_and bitwise_or div eq floor_divide fmod ge gt le lerp logical_and logical_or
-    logical_xor lt masked_fill maximum minimum mul ne pow prelu remainder rsub sub where __and __or xlogy
+    logical_xor lt masked_fill maximum minimum mul ne pow remainder rsub sub where __and __or xlogy
 """.split()
 # Functions that make a sum of inputs a unit of its own: what passes one between two layers is a hidden unit.
 ACTIVATIONS = {
@@ -72,8 +72,19 @@ def copy(call: Call) -> Dims:
     return out
 
 
+def prelu(call: Call) -> Dims:
+    """One slope for all, or one for each entry of dimension 1."""
+    x, slopes = call.dims("self"), call.dims("weight")
+    if slopes[-1]:
+        call.unify(x[1], slopes[-1])
+    for dim in x:
+        call.mark(dim, "activated")
+    return x
+
+
 RULES: dict[str, Rule] = {
     **dict.fromkeys(UNARY, unary),
     **dict.fromkeys(BINARY, binary),
     "copy": copy,
+    "prelu": prelu,
 }

@@ -13,8 +13,6 @@ def pool(call: Call) -> Dims:
     """The last 1, 2 or 3 dimensions are positions."""
     first = call.tensors()[0]
     x, rank = call.dims(first), _rank(call)
-    if call.out == call.shape(first):
-        return x
     for dim in x[-rank:]:
         call.fix(dim, "positions")
     return (*x[:-rank], *(call.fixed(n, "positions") for n in call.out[-rank:]))
@@ -62,7 +60,9 @@ def unfold(call: Call) -> Dims:
 
 def grid_sampler(call: Call) -> Dims:
     b, c, *places = call.dims("input")
-    for dim in (*places, *call.dims("grid")[1:]):
+    grid = call.dims("grid")
+    call.unify(b, grid[0])
+    for dim in (*places, *grid[1:]):
         call.fix(dim, "positions")
     return (b, c, *(call.fixed(n, "positions") for n in call.out[2:]))
 
