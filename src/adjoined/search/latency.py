@@ -143,9 +143,10 @@ class _Timer:
         self.axes, self.gates, self.backend, self.rounds = axes, tuple(gates), backend, rounds
         first = next(p for p in model.parameters() if p.is_floating_point())
         self.device = torch.device("cpu") if backend == "onnxruntime" else first.device
-        self.model.to(self.device)
+        self.dtype = torch.float32 if backend == "onnxruntime" else first.dtype  # its kernels know no other
+        self.model.to(self.device, self.dtype)
         given = normalise_example(example) if example is not None else axes.capture.example
-        self.inputs: Inputs = pytree.tree_map(lambda t: _to(t, self.device, first.dtype), given)
+        self.inputs: Inputs = pytree.tree_map(lambda t: _to(t, self.device, self.dtype), given)
         self.batch = next(t.shape[0] for t in pytree.tree_leaves(self.inputs) if isinstance(t, Tensor))
         self.kinds = self._kinds()
 
@@ -187,7 +188,7 @@ class _Timer:
         """A call of the real small network, in which gate i takes factor number choices[i], or stays whole."""
         cut = [(g, c) for g, c in zip(self.gates, choices, strict=True) if c is not None]
         plan = plan_of(self.axes, [g for g, _ in cut], [c for _, c in cut])
-        net = Adjoined(self.model, plan, axes=self.axes, check=False).small().eval()
+        net = Adjoined(self.model, plan, axes=self.axes, check=False).small().eval().to(self.dtype)
         args, kwargs = self.inputs
         if self.backend == "onnxruntime":
             return _onnx_runner(net, self.inputs)
