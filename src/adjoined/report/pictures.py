@@ -88,7 +88,7 @@ def _widths(run: Run) -> Figure | None:
             ax.annotate(
                 f"{w.kept}/{w.size}", (w.size, y), (4, 0), textcoords="offset points", va="center", fontsize=8
             )
-        _name_rows(ax, labels)
+        _name_rows(ax, labels, shown=ax is axes[0, 0])
         ax.set(title=ROLE_WORDS[role], xlim=(0, 1.18 * max(w.size for _, w in rows)))
     figure.suptitle(f"Width by block: kept in colour, cut hollow ({run.note})")
     return figure
@@ -139,14 +139,14 @@ def _search(run: Run) -> Figure | None:
     extent = (rows[0]["epoch"] - 0.5, rows[-1]["epoch"] + 0.5, len(gates) - 0.5, -0.5)
     drawn = history.imshow(alpha, aspect="auto", cmap=COLOURS, interpolation="nearest", extent=extent)
     history.set(title="expected α over time", xlabel="epoch of the search")
-    _name_rows(history, list(gates))
+    _name_rows(history, list(gates), shown=False)
     figure.colorbar(drawn, ax=history)
     for ax, (what, words) in zip(axes[-1], shares.items(), strict=False):
         total = sum(b["large"][what] for b in blocks.values())
         for name, colour in (("large", "none"), ("small", BLUE)):
             values = [100 * b[name][what] / total for b in blocks.values()]
             ax.barh(range(len(blocks)), values, color=colour, edgecolor=BLUE)
-        _name_rows(ax, list(blocks))
+        _name_rows(ax, list(blocks), shown=ax is axes[-1, 0])
         ax.set(title=f"% of the {words}", xlabel="large hollow, small in colour")
     figure.suptitle(f"{run.title}: {run.note}")
     return figure
@@ -163,7 +163,14 @@ def _final_gates(ax: Axes, run: Run, gates: dict[str, Sequence[float]]) -> None:
             left[gate] += p
     _name_rows(ax, [f"{g}  α {a:g}" if (a := alpha_of_gate(run, g)) else g for g in gates])
     ax.set(title="α by block, the gates' probabilities", xlim=(0, 1))
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=len(table), frameon=False, fontsize=8)
+    ax.legend(
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0),
+        borderaxespad=2.5,
+        ncols=len(table),
+        frameon=False,
+        fontsize=8,
+    )
 
 
 def _latency(run: Run) -> Figure | None:
@@ -213,7 +220,10 @@ def _legend(ax: Axes, **options: Any) -> None:
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False, fontsize=8, **options)
 
 
-def _name_rows(ax: Axes, labels: Sequence[str]) -> None:
-    """Rows from above to below, as the page has them."""
-    ax.set_yticks(range(len(labels)), labels, fontsize=8)
+def _name_rows(ax: Axes, labels: Sequence[str], *, shown: bool = True) -> None:
+    """Rows from above to below, as the page has them; not `shown` beside a panel that names them."""
+    if shown:
+        ax.set_yticks(range(len(labels)), labels, fontsize=8)
+    else:
+        ax.set_yticks([])
     ax.set_ylim(len(labels) - 0.4, -0.6)
