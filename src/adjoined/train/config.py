@@ -90,7 +90,7 @@ class CompressConfig:
     subset_classes: Annotated[float, "share of the classes to search on"] = 1.0
     subset_images: Annotated[float, "share of the training pictures to search on"] = 1.0
 
-    epochs: Annotated[int, "epochs of adjoined training"] = 30
+    epochs: Annotated[int, "epochs of adjoined training"] = 40
     base_epochs: Annotated[
         int | None, "epochs of the large network alone first; null: epochs, 0 with weights"
     ] = None
