@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch._dynamo
+import torch._dynamo  # imported once, before the rows fork
 from torch.utils import _pytree as pytree
 
 from benchmarks.common import RESULTS, environment

@@ -113,6 +113,9 @@ def _attentions(axes: adjoined.Axes) -> Iterator[tuple[str, bool]]:
         for at, dim in enumerate(dims):
             for atom in plain(dim):
                 owners.setdefault(atom, set()).add((key, at))
+    for pin in walk.pins:
+        for atom in plain(pin.dim) if pin.fixed else ():
+            owners.pop(atom, None)  # windows and places
     for node in graph.fx.nodes:
         if node.op != "call_function" or op_name(node) not in ATTENTION:
             continue

@@ -192,7 +192,14 @@ def _quiet() -> Iterator[None]:
     try:
         torch.backends.mha.set_fastpath_enabled(False)
         logging.disable(logging.WARNING)
-        with warnings.catch_warnings(), contextlib.redirect_stdout(None), contextlib.redirect_stderr(None):
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(None),
+            contextlib.redirect_stderr(None),
+            torch._dynamo.config.patch(
+                fake_tensor_cache_enabled=False
+            ),  # with a symbolic batch it costs time
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:
