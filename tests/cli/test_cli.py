@@ -240,7 +240,9 @@ def test_the_small_network_loads_alone(capsys, tiny):
 
 def test_search_then_train_its_plan(capsys, tiny):
     flags = [f for f in tiny if not f.startswith("--alpha")]
-    code, out, err = run(capsys, "search", *flags, "--macs=0.7", "--out=a", "--per=axis", "--candidates=[1,2]")
+    code, out, err = run(
+        capsys, "search", *flags, "--macs=0.7", "--out=a", "--per=axis", "--candidates=[1,2]"
+    )
     assert (code, err) == (0, "")
     assert "search epoch 1/1" in out
     code, out, err = run(capsys, "compress", *flags, "--plan=a/plan.json", "--out=b")
