@@ -126,7 +126,7 @@ def make_pictures(root, classes, broken):
 
 BAD = {
     "no command": ([], "give a command: inspect, compress, search, evaluate"),
-    "command": (["comprss"], "unknown command 'comprss'; there are inspect, compress, search, evaluate; did you mean compress?"),
+    "command": (["comprss"], "unknown command 'comprss'; there are inspect, compress, search, evaluate, report; did you mean compress?"),
     "flag": (["compress", "--epohcs=3"], "unknown argument --epohcs; did you mean --epochs"),
     "flag without a value": (["compress", "--epochs"], "argument --epochs: expected one argument"),
     "number": (["compress", "--epochs=many"], "--epochs takes a whole number, not 'many'"),
