@@ -134,15 +134,18 @@ def _collect(order: list[str]) -> None:
     data = {"environment": environment(), "rows": rows}
     (RESULTS / "coverage.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     DOC.parent.mkdir(exist_ok=True)
-    DOC.write_text(_document(rows, data["environment"]), encoding="utf-8")
+    DOC.write_text(_document(rows, len(order), data["environment"]), encoding="utf-8")
 
 
-def _document(rows: list[dict[str, Any]], env: dict[str, Any]) -> str:
+def _document(rows: list[dict[str, Any]], listed: int, env: dict[str, Any]) -> str:
     green = sum(r["status"] == "green" for r in rows)
+    missing = (
+        f" {listed - len(rows)} more are in the list and have not been run yet." if listed > len(rows) else ""
+    )
     head = [
         "# Coverage",
         "",
-        f"{green} of {len(rows)} models are green. Written by `python -m benchmarks.coverage` on {env['date']}: "
+        f"{green} of {len(rows)} models are green.{missing} Written by `python -m benchmarks.coverage` on {env['date']}: "
         f"{env['cpu']}, one thread, torch {env['torch']}, timm {env['timm']}.",
         "",
         "Green: every attention owns heads and every multilayer perceptron hidden units that can be cut; at α = 1 the "
