@@ -51,6 +51,25 @@ class Lazy(nn.Module):
         return self.linear(x) * self.table
 
 
+class Caches(nn.Module):
+    """Keeps in eval mode what it computed from a weight; train mode forgets it."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 8), nn.Linear(8, 2)
+        self.bias = nn.Parameter(torch.randn(8))
+        self.kept = {}
+
+    def train(self, mode=True):
+        if mode:
+            self.kept = {}
+        return super().train(mode)
+
+    def forward(self, x):
+        bias = self.bias * 2 if self.training else self.kept.setdefault("bias", self.bias * 2)
+        return self.down((self.up(x) + bias).relu())
+
+
 class Frozen(nn.Module):
     """A sub-graph without gradients, and a constant."""
 
@@ -149,6 +168,24 @@ def test_examples_by_position_and_by_name():
 def test_what_a_model_builds_at_its_first_call():
     found = capture(Lazy(), torch.randn(2, 4))
     assert "table" in {s.name for s in found.eval.stored.values()}
+
+
+def test_what_a_model_keeps_in_eval_mode_is_no_constant():
+    model, x = Caches().eval(), torch.randn(2, 4)
+    before = model(x)
+    axes = adjoined.find_axes(model, x)
+    assert not axes.capture.constants
+    twin = adjoined.Adjoined(model, axes.plan(hidden=2))
+    assert torch.equal(model(x), before)
+    with torch.no_grad():
+        model.bias.mul_(3)
+    twin.train()
+    large, small = twin.eval()(x)
+    assert not torch.equal(large, before)
+    assert axes.plan(hidden=1)
+    whole = adjoined.Adjoined(model, axes.plan(hidden=1))
+    assert torch.equal(*whole.eval()(x))
+    assert small.shape == large.shape
 
 
 def test_sub_graphs_are_flattened():

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from adjoined.errors import CaptureError
 
-__all__ = ["Capture", "Example", "Graph", "Stored", "call_model", "capture", "normalise_example"]
+__all__ = ["Capture", "Example", "Graph", "Stored", "call_model", "capture", "flush", "normalise_example"]
 
 Example = Tensor | tuple | list | Mapping[str, Any]
 PRIMES = (61, 67, 71, 73, 83, 89, 101, 103, 107, 109, 113, 127, 131, 137, 139, 149, 151, 157, 163, 167)
@@ -102,6 +102,7 @@ def capture(model: nn.Module, example: Example) -> Capture:
     try:
         model.eval()
         _try(model, given)
+        flush(model)
         graph, batch, dynamic = _export_free(model, given, notes)
         model.train()
         try:
@@ -113,9 +114,20 @@ def capture(model: nn.Module, example: Example) -> Capture:
             )
             train = graph
     finally:
+        flush(model)
         for module, mode in modes.items():
             module.training = mode
     return Capture(graph, train, given, batch, dynamic, tuple(notes))
+
+
+def flush(model: nn.Module) -> None:
+    """Forget what a model computed from its weights in eval mode and kept (tables of attention biases), and be in eval.
+
+    Going through train mode is how such models are told. What is kept would be a constant of the graph otherwise, or
+    outlive weights that were only lent to it.
+    """
+    model.train()
+    model.eval()
 
 
 def _try(model: nn.Module, given: Any) -> None:
