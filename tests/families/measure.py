@@ -43,6 +43,7 @@ def measure(model: nn.Module, example: Any, alpha: int = 2) -> dict[str, Any]:
     for role in ROLES:
         row[role] = [sum(a.role == role and not a.pinned for a in axes), sum(a.role == role for a in axes)]
     row["pinned"] = {a.name: a.pinned for a in axes if a.pinned and a.role != "head_dim"}
+    row["pinned_heads"] = [a.name for a in axes if a.pinned and a.role == "heads"]
     row["missing"] = _missing(model, axes)
     row["whole"] = _whole(model, axes)
     with warnings.catch_warnings():
@@ -66,7 +67,7 @@ def measure(model: nn.Module, example: Any, alpha: int = 2) -> dict[str, Any]:
 def problems(row: dict[str, Any]) -> list[str]:
     """What keeps a row from being green, in words."""
     out = [f"no {what}" for what in row["missing"]]
-    out += [f"{n} pinned: {why}" for n, why in row["pinned"].items() if "heads" in n.split(".")]
+    out += [f"{name} pinned: {row['pinned'][name]}" for name in row["pinned_heads"]]
     out += ["alpha 1 is not the large network"] * (not row["identity"])
     out += [f"permuting the axes changes the output by {row['permuted']:.1e}"] * (row["permuted"] > 1e-3)
     for scope in ("inner", "full"):

@@ -18,18 +18,8 @@ SLOW = {
 }
 ROWS = [row for row in table() if row.name not in SLOW and not row.name.endswith(", eager")]
 
-# Not green yet, and to be mended: the reason is what the measure says.
-KNOWN = {
-    "tiny_vit_5m_224": "cutting heads differs from the masked network by 1e-3",
-    "vit_b_16": "the head of torchvision's ViT takes the class outputs for a hidden width",
-}
-PARAMS = [
-    pytest.param(r, marks=pytest.mark.xfail(reason=KNOWN[r.name], strict=False)) if r.name in KNOWN else r
-    for r in ROWS
-]
 
-
-@pytest.mark.parametrize("row", PARAMS, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_family(row: Row):
     torch.manual_seed(0)
     with warnings.catch_warnings():
