@@ -18,6 +18,7 @@ import adjoined
 from adjoined.core.capture import call_model, normalise_example
 from adjoined.core.check import check_equal
 from adjoined.core.dims import plain
+from adjoined.core.program import build_program
 from adjoined.core.rules import RULES
 from adjoined.core.slicing import permute
 from adjoined.core.walk import Walk, op_name, walk_graph
@@ -34,7 +35,7 @@ def measure(model: nn.Module, example: Any, alpha: int = 2) -> dict[str, Any]:
     """Find the axes of `model`, cut it by `alpha` in both scopes, and hold the result against every contract."""
     torch.backends.mha.set_fastpath_enabled(False)  # its fused layers round otherwise
     given = normalise_example(example)
-    model.eval()
+    _liven(model.eval())
     start = time.perf_counter()
     axes = adjoined.find_axes(model, example)
     row: dict[str, Any] = {"analysis_seconds": round(time.perf_counter() - start, 2)}
@@ -51,7 +52,9 @@ def measure(model: nn.Module, example: Any, alpha: int = 2) -> dict[str, Any]:
         plans = {"same": axes.plan(alpha=1), "inner": axes.plan(alpha=alpha)}
         plans["full"] = axes.plan(alpha=alpha, scope="full")
     twin = adjoined.Adjoined(model, plans["same"], axes=axes, check=False).eval()
-    row["identity"] = _same(*_run(twin, given))
+    outs = _run(twin, given)
+    row["identity"] = _same(*outs)
+    row["alive"] = any(t.shape[:1] == (2,) and bool((t[0] != t[1]).any()) for t in _tensors(outs[0]))
     row["permuted"] = _permuted(model, axes, given)
     for scope in ("inner", "full"):
         row[f"error_{scope}"] = check_equal(model, axes, plans[scope])
@@ -68,6 +71,7 @@ def problems(row: dict[str, Any]) -> list[str]:
     """What keeps a row from being green, in words."""
     out = [f"no {what}" for what in row["missing"]]
     out += [f"{name} pinned: {row['pinned'][name]}" for name in row["pinned_heads"]]
+    out += ["its output does not depend on its input"] * (not row["alive"])
     out += ["alpha 1 is not the large network"] * (not row["identity"])
     out += [f"permuting the axes changes the output by {row['permuted']:.1e}"] * (row["permuted"] > 1e-3)
     for scope in ("inner", "full"):
@@ -163,33 +167,37 @@ def _same(a: Any, b: Any) -> bool:
     return same_kind and all(torch.equal(x, y) for x, y in zip(_tensors(a), _tensors(b), strict=True))
 
 
+def _liven(model: nn.Module) -> None:
+    """Weights at which every entry matters: fresh networks have zeros, tiny scales and signals that die out."""
+    noise = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            drawn = torch.randn(p.shape, generator=noise)
+            if p.ndim > 1:
+                p.copy_(drawn * (p.shape[0] / p.numel()) ** 0.5)
+            else:
+                p.copy_(0.1 * drawn + (0 if "bias" in name else 1))
+
+
 def _permuted(model: nn.Module, axes: adjoined.Axes, given: tuple[tuple, dict]) -> float:
-    """Relative change of the large network's output, in double precision, when all its free axes are permuted."""
+    """Relative change of the large network's output when all its free axes are permuted."""
     noise = torch.Generator().manual_seed(0)
     order = {a.atom: torch.randperm(a.size, generator=noise) for a in axes if not a.pinned}
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    moved = {}
-    for name, tensor in tensors.items():
-        value = tensor.detach()
-        if isinstance(tensor, nn.Parameter):
-            value = value + 0.02 * torch.randn(value.shape, generator=noise)
-        moved[name] = value
-    changed = {n: permute(t, axes.stored[n], order) if n in axes.stored else t for n, t in moved.items()}
+    program = build_program(model, axes, {})
+    named: dict[str, Tensor] = {**axes.capture.constants, **dict(model.named_parameters())}
+    named |= dict(model.named_buffers())
+    plain_, changed = [], []
+    for name in program.tensors["eval"]:
+        key = axes.aliases.get(name, name)
+        plain_.append(named[key].detach())
+        changed.append(permute(plain_[-1], axes.stored[key], order))
     outs = []
-    for named in (moved, changed):
+    for tensors in (plain_, changed):
         with torch.no_grad():
             torch.manual_seed(0)
-            outs.append(
-                _tensors(
-                    call_model(lambda *a, n=named, **k: torch.func.functional_call(model, n, a, k), given)
-                )
-            )
-    gaps = [
-        float((a - b).abs().max() / b.abs().max().clamp_min(1e-9))
-        for a, b in zip(*outs, strict=True)
-        if a.is_floating_point()
-    ]
-    return max(gaps, default=0.0)
+            outs.append(_tensors(program.run(False, tensors, program.signature.flatten(*given))))
+    pairs = [(a, b) for a, b in zip(*outs, strict=True) if a.is_floating_point()]
+    return max((float((a - b).abs().max() / a.abs().max().clamp_min(1e-9)) for a, b in pairs), default=0.0)
 
 
 def _macs(twin: adjoined.Adjoined, axes: adjoined.Axes, given: tuple[tuple, dict]) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """The self-check: small(x) must equal the large network with the dropped entries masked on the consumer's side."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import torch
@@ -12,8 +13,9 @@ from adjoined.core.capture import flush
 from adjoined.core.dims import Atom
 from adjoined.core.functional import call_with
 from adjoined.core.plan import Plan
-from adjoined.core.program import build_program
-from adjoined.core.slicing import make_slicer, mask
+from adjoined.core.program import Program, build_program
+from adjoined.core.slicing import make_slicer, mask, permute
+from adjoined.core.walk import Dims
 from adjoined.errors import CheckError
 
 __all__ = ["check_equal", "masked_tensors", "self_check_error"]
@@ -25,7 +27,8 @@ def check_equal(model: nn.Module, axes: Axes, plan: Plan) -> float:
     """Prove design section 4.2 on the example input, with every weight moved a little so that none hides behind a zero.
 
     Axes that pass a normalisation, a mean or a product of activations have no masked twin: they are left whole for
-    the comparison, and the network that cuts them too is only run.
+    the comparison. Of them it is proved that permuting their entries everywhere changes no output (section 4.5), so
+    they are one axis wherever they are found, and the network that cuts them too is run.
 
     Returns:
         The largest difference relative to the largest output.
@@ -52,6 +55,7 @@ def check_equal(model: nn.Module, axes: Axes, plan: Plan) -> float:
         )
     if exact.keys() != kept.keys():
         _small(model, axes, kept, tensors)
+        error = max(error, _check_permuted(model, axes, kept.keys() - exact.keys(), tensors, 10 * limit))
     return error
 
 
@@ -73,9 +77,7 @@ def self_check_error(
         flush(model)
         for module, mode in modes.items():
             module.training = mode
-    pairs = zip(pytree.tree_leaves(small), pytree.tree_leaves(large), strict=True)
-    worst = [(_gap(a, b)) for a, b in pairs if isinstance(b, Tensor) and b.is_floating_point() and b.numel()]
-    return max(worst, default=0.0)
+    return _largest_gap(small, large)
 
 
 def masked_tensors(axes: Axes, kept: Mapping[Atom, int], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -89,19 +91,49 @@ def masked_tensors(axes: Axes, kept: Mapping[Atom, int], tensors: Mapping[str, T
 
 
 def _small(model: nn.Module, axes: Axes, kept: Mapping[Atom, int], tensors: Mapping[str, Tensor]) -> Any:
-    program = build_program(model, axes, kept)
+    def cut(dims: Dims, tensor: Tensor) -> Tensor:
+        slicer = make_slicer(dims, kept)
+        return slicer(tensor) if slicer is not None else tensor
+
+    return _evaluate(build_program(model, axes, kept), axes, tensors, cut)
+
+
+def _evaluate(
+    program: Program, axes: Axes, tensors: Mapping[str, Tensor], change: Callable[[Dims, Tensor], Tensor]
+) -> Any:
+    """What `program` gives for the example in eval mode, with every stored tensor changed by its dimensions."""
     named = {**axes.capture.constants, **tensors}
-    small = []
-    for name in program.tensors["eval"]:
-        key = axes.aliases.get(name, name)
-        slicer = make_slicer(axes.stored[key], kept)
-        small.append(slicer(named[key]) if slicer is not None else named[key])
+    keys = [axes.aliases.get(name, name) for name in program.tensors["eval"]]
     args, kwargs = axes.capture.example
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        device = next((t.device for t in small), torch.device("cpu"))
-        program.move(device)
-        return program.run(False, small, program.signature.flatten(args, kwargs))
+        changed = [change(axes.stored[key], named[key]) for key in keys]
+        program.move(next((t.device for t in changed), torch.device("cpu")))
+        return program.run(False, changed, program.signature.flatten(args, kwargs))
+
+
+def _check_permuted(
+    model: nn.Module, axes: Axes, atoms: AbstractSet[Atom], tensors: Mapping[str, Tensor], limit: float
+) -> float:
+    """Relative change of the large network's output when the axes `atoms` are permuted; raises above `limit`."""
+    program = build_program(model, axes, {})
+    plain = _evaluate(program, axes, tensors, lambda dims, t: t)
+
+    def change(some: AbstractSet[Atom]) -> float:
+        noise = torch.Generator().manual_seed(0)
+        order = {a.atom: torch.randperm(a.size, generator=noise) for a in axes if a.atom in some}
+        moved = _evaluate(program, axes, tensors, lambda dims, t: permute(t, dims, order))
+        return _largest_gap(moved, plain)
+
+    error = change(atoms)
+    if error > limit:
+        alone = {a.name: change({a.atom}) for a in axes if a.atom in atoms}
+        name = max(alone, key=lambda n: alone[n])
+        raise CheckError(
+            f"{name} is not the same axis everywhere: permuting it changes the large network's output by "
+            f"{alone[name]:.1e} (relative; {limit:.0e} is allowed). Keep it whole (kept={{...}}) and report the model"
+        )
+    return error
 
 
 def _moved(model: nn.Module) -> dict[str, Tensor]:
@@ -114,6 +146,12 @@ def _moved(model: nn.Module) -> dict[str, Tensor]:
             moved = moved + 0.02 * torch.randn(moved.shape, generator=noise).to(moved)
         out[name] = moved
     return out
+
+
+def _largest_gap(outputs: Any, reference: Any) -> float:
+    pairs = zip(pytree.tree_leaves(outputs), pytree.tree_leaves(reference), strict=True)
+    gaps = [_gap(a, b) for a, b in pairs if isinstance(b, Tensor) and b.is_floating_point() and b.numel()]
+    return max(gaps, default=0.0)
 
 
 def _gap(a: Tensor, b: Tensor) -> float:
