@@ -39,7 +39,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--only", nargs="*", help="run these rows alone")
     parser.add_argument("--torch-pruning", action="store_true", help="Torch-Pruning's README call beside it")
-    parser.add_argument("--timeout", type=float, default=600, help="seconds for one row")
+    parser.add_argument(
+        "--timeout", type=float, default=600, help="seconds for one row (Torch-Pruning: a tenth)"
+    )
     parser.add_argument("--again", action="store_true", help="run rows that are there already")
     args = parser.parse_args()
     ROWS.mkdir(parents=True, exist_ok=True)
@@ -51,7 +53,7 @@ def main() -> None:
         if "status" not in data:
             data |= {"name": row.name, "library": row.library, **_run(_row, row, args.timeout)}
         if args.torch_pruning and "torch_pruning" not in data:
-            data["torch_pruning"] = _run(_torch_pruning, row, args.timeout)
+            data["torch_pruning"] = _run(_torch_pruning, row, args.timeout / 10)
         path.write_text(json.dumps(data, indent=1) + "\n")
         print(
             f"{i + 1}/{len(rows)} {row.name}: {data['status']} {'; '.join(data['problems'])[:160]}",
@@ -156,7 +158,7 @@ def _document(rows: list[dict[str, Any]], listed: int, env: dict[str, Any]) -> s
         "two hold in both scopes. Models are small members of their families (few blocks, small images).",
         "",
         "Axes are given as free / found. What is pinned is in benchmarks/results/coverage.json with its reason, "
-        "operator and source line. Seconds: find the axes / all of the row, on a machine that others used too.",
+        "operator and source line. Seconds: CPU seconds of finding the axes / of the whole row.",
         "",
     ]
     other = any("torch_pruning" in r for r in rows)
