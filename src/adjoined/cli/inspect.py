@@ -1,17 +1,31 @@
-"""adjoined inspect: which widths a network has, what a plan leaves of them, and what that saves."""
+"""adjoined inspect: the widths of each block, what the block costs, and what a plan leaves of both."""
 
 import json
-from typing import Any, Literal
+import math
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import ActionYesNo, ArgumentParser
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from adjoined.core.axes import Axes
+    from adjoined.core.plan import Plan
 
 __all__ = ["HELP", "add_flags", "run"]
 
 HELP = "list the widths of a network, and what a factor leaves of them"
 # Columns of the tables where the output is no terminal.
 FILE_WIDTH = 140
+REST = "elsewhere"
+UNITS = {"params": ("Mparams", 1e6), "macs": ("GMACs", 1e9)}
+NUMBERS = 52  # columns of the table that are neither the block's name nor its widths
+# How `Axis.pinned` ends where an operator is to blame: (softmax, xcit.py:283)
+PLACE = re.compile(r" \((?P<operator>[^(),]+)(?:, (?P<source>[^(),]+:\d+))?\)$")
 
 
 def add_flags(parser: ArgumentParser) -> None:
@@ -39,7 +53,7 @@ def add_flags(parser: ArgumentParser) -> None:
 
 
 def run(given: dict[str, Any]) -> None:
-    """Print the widths by block and the totals of the large and the small network."""
+    """Print each block's widths and cost, then what is pinned and why."""
     as_json, name = given.pop("json", False), given.pop("model", None)
     found = _look(name or "digits_vit", **given)
     if as_json:
@@ -48,7 +62,9 @@ def run(given: dict[str, Any]) -> None:
     console = Console()
     if not console.is_terminal:
         console.width = FILE_WIDTH
-    console.print(_widths(found), _totals(found))
+    console.print(_blocks(found, console.width), "")
+    if pinned := [axis for axis in found["axes"] if axis["pinned"]]:
+        console.print(_pinned(pinned))
 
 
 def _look(
@@ -59,7 +75,7 @@ def _look(
     scope: str = "inner",
     model_args: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What `--json` prints: the inputs, each axis with what the plan keeps, the cost of both networks."""
+    """What `--json` prints: the inputs, each axis with what the plan keeps, each block's and all costs."""
     import torch
 
     from adjoined.core.axes import find_axes
@@ -71,51 +87,119 @@ def _look(
     example = torch.zeros(2, inputs.channels, *inputs.size)
     check_outputs(model, example, None, name)
     axes = find_axes(model, example)
-    plan = axes.plan(alpha=alpha, scope=scope)
-    kept = {w.name: w.kept for w in plan.widths}
+    free = any(not axis.pinned for axis in axes)
+    plan = axes.plan(alpha=alpha, scope=scope) if free else None
     costs = {"large": axes.cost(), "small": axes.cost(plan)}
     return {
         "model": name,
         "input": [inputs.channels, *inputs.size],
-        "plan": plan.note,
+        "plan": plan.note if plan else "none, since nothing can be cut",
         "axes": [
             {
                 "name": a.name,
                 "role": a.role,
                 "block": a.block,
                 "size": a.size,
-                "kept": kept[a.name],
+                "kept": plan[a.name] if plan else a.size,
                 "params": a.params,
-                "pinned": a.pinned,
+                **_why(a.pinned),
             }
             for a in axes
         ],
+        "blocks": _costs(axes, plan),
         **{which: {"params": cost.params, "macs": cost.macs} for which, cost in costs.items()},
     }
 
 
-def _widths(found: dict[str, Any]) -> Table:
-    shape = "×".join(map(str, found["input"]))
-    table = Table(title=f"{found['model']}, input {shape}: the widths, by block")
-    for column in ("block", "role", "size", "kept", "parameters that carry it", "pinned, because"):
-        table.add_column(column, justify="right" if column in ("size", "kept") else "left", overflow="fold")
-    before = None
-    for axis in found["axes"]:
-        block = axis["block"] if axis["block"] != before else ""
-        before = axis["block"]
-        cut = axis["kept"] != axis["size"]
-        kept = f"[bold]{axis['kept']}[/bold]" if cut else str(axis["kept"])
-        share = f"{100 * axis['params'] / found['large']['params']:5.1f} %"
-        table.add_row(block, axis["role"], str(axis["size"]), kept, share, axis["pinned"] or "")
+def _why(pinned: str | None) -> dict[str, str | None]:
+    """The reason of a pin, the operator that pinned and the line of the model's source that called it."""
+    place = PLACE.search(pinned or "")
+    return {
+        "pinned": pinned[: place.start()] if pinned and place else pinned,
+        "operator": place["operator"] if place else None,
+        "source": place["source"] if place else None,
+    }
+
+
+def _costs(axes: "Axes", plan: "Plan | None") -> dict[str, Any]:
+    """Block → its parameters and multiply-adds in both networks, in the model's order; "" is all the rest."""
+    blocks = list(dict.fromkeys(a.block for a in axes if a.block))
+
+    def owner(path: str) -> str:
+        return max((b for b in blocks if path == b or path.startswith(f"{b}.")), key=len, default="")
+
+    kept = {"large": {}, "small": axes.kept(plan) if plan else {}}
+    tables = {which: axes.polynomial.by_group(k, owner) for which, k in kept.items()}
+    none = {"params": 0, "macs": 0}
+    return {
+        b: {w: vars(table[b]) if b in table else none for w, table in tables.items()} for b in [*blocks, ""]
+    }
+
+
+def _blocks(found: dict[str, Any], width: int) -> Table:
+    """A row for each block; its widths on one line where `width` columns have room for that."""
+    rows = {block or REST: (block, cost) for block, cost in found["blocks"].items()}
+    widths = {
+        row: [_width(axis) for axis in found["axes"] if axis["block"] == block]
+        for row, (block, _) in rows.items()
+    }
+    longest = max(len(row) for row in rows) + max(len(", ".join(map(str, w))) for w in widths.values())
+    one_line = longest + NUMBERS <= width
+    table = Table(
+        title=f"{found['model']}, input {'×'.join(map(str, found['input']))}, plan {found['plan']}",
+        caption="share: of the large network's; left: in the small one; *: pinned",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        show_footer=True,
+        show_edge=False,
+    )
+    table.add_column("block", footer="all", overflow="fold")
+    table.add_column("widths", no_wrap=True)
+    large, small = found["large"], found["small"]
+    numbers = {what: _numbers(large[what] / unit) for what, (_, unit) in UNITS.items()}
+    for what, (name, unit) in UNITS.items():
+        factor = f"1/{large[what] / small[what]:.2f}" if small[what] else ""
+        feet = (numbers[what](large[what] / unit), factor, numbers[what](small[what] / unit))
+        for head, foot in zip((name, "share", "left"), feet, strict=True):
+            table.add_column(head, justify="right", footer=foot, no_wrap=True)
+    for row, (_, cost) in rows.items():
+        cells: list[str] = []
+        for what, (_, unit) in UNITS.items():
+            own, left = (numbers[what](cost[which][what] / unit) for which in ("large", "small"))
+            share = f"{100 * cost['large'][what] / (large[what] or 1):.1f} %"
+            cells += [own, share, left] if cost["large"][what] else [""] * 3
+        if widths[row] or any(cells):
+            name = row if one_line else re.sub(r"(.{8,}?\.)(?=.)", r"\1\n", row)
+            table.add_row(name, Text(", " if one_line else "\n").join(widths[row]), *cells)
     return table
 
 
-def _totals(found: dict[str, Any]) -> Table:
-    table = Table(title=found["plan"])
-    for column in ("network", "parameters, M", "of large", "GMACs", "of large"):
-        table.add_column(column, justify="left" if column == "network" else "right")
-    for which in ("large", "small"):
-        params, macs = (found[which][k] for k in ("params", "macs"))
-        of_params, of_macs = (f"1/{found['large'][k] / found[which][k]:.2f}" for k in ("params", "macs"))
-        table.add_row(which, f"{params / 1e6:.4g}", of_params, f"{macs / 1e9:.4g}", of_macs)
+def _width(axis: dict[str, Any]) -> Text:
+    """`heads 6→2`, bold because it is cut; `head_dim 64`; `hidden 1000*`, which is pinned."""
+    size, kept = axis["size"], axis["kept"]
+    if kept != size:
+        return Text(f"{axis['role']} {size}→{kept}", style="bold")
+    return Text(f"{axis['role']} {size}{'*' if axis['pinned'] else ''}")
+
+
+def _numbers(total: float) -> Callable[[float], str]:
+    """How to write the parts of `total`: three digits after the point, more where it is small."""
+    places = max(3, 3 - math.floor(math.log10(total))) if total else 3
+    return lambda value: f"{value:.{places}f}"
+
+
+def _pinned(axes: list[dict[str, Any]]) -> Table:
+    table = Table(
+        title="pinned: these keep their size", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False
+    )
+    for column in ("axis", "size", "because", "operator", "source line"):
+        table.add_column(column, justify="right" if column == "size" else "left", overflow="fold")
+    for axis in axes:
+        table.add_row(
+            axis["name"],
+            str(axis["size"]),
+            Text(axis["pinned"]),
+            axis["operator"] or "",
+            axis["source"] or "",
+        )
     return table
