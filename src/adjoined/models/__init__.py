@@ -1,7 +1,6 @@
 """Networks that timm lacks. Importing this registers them, so that `timm.create_model` knows them too."""
 
 from collections.abc import Callable
-from typing import Any
 
 from torch import nn
 
@@ -37,16 +36,4 @@ __all__ = [
 
 def local_models() -> dict[str, Callable[..., nn.Module]]:
     """Constructors by name, e.g. `local_models()["t2t_vit_14"](num_classes=10, img_size=32, in_chans=3)`."""
-    constructors: tuple[Any, ...] = (
-        digits_vit,
-        t2t_vit_7,
-        t2t_vit_10,
-        t2t_vit_12,
-        t2t_vit_14,
-        t2t_vit_19,
-        t2t_vit_24,
-        t2t_vit_t_14,
-        t2t_vit_t_19,
-        t2t_vit_t_24,
-    )
-    return {constructor.__name__: constructor for constructor in constructors}
+    return {name: globals()[name] for name in __all__ if name not in ("T2TViT", "local_models")}
