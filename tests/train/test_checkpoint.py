@@ -9,7 +9,13 @@ import pytest
 import torch
 
 from adjoined.errors import AdjoinedError
-from adjoined.train.checkpoint import Checkpoints, random_state, restore_random_state, written_aside
+from adjoined.train.checkpoint import (
+    Checkpoints,
+    random_state,
+    remove_parts,
+    restore_random_state,
+    written_aside,
+)
 
 
 @pytest.fixture
@@ -94,6 +100,68 @@ def test_a_truncated_checkpoint_is_passed_over(tmp_path):
     newest.write_bytes(newest.read_bytes()[:2000])
     with pytest.warns(UserWarning, match="1-base-00002.pt cannot be read .* going back to the one before"):
         assert kept.latest()["epoch"] == 1
+
+
+@pytest.fixture
+def two(tmp_path):
+    """Checkpoints of epochs 1 and 2, the first of them the best; and the path of the second."""
+    kept = Checkpoints(tmp_path)
+    for epoch in (1, 2):
+        kept.save(f"1-base-{epoch:05d}", {"epoch": epoch, "x": torch.randn(3000)}, best=epoch == 1)
+    return kept, tmp_path / "1-base-00002.pt"
+
+
+def test_a_flipped_bit_anywhere_is_noticed(two):
+    kept, newest = two
+    whole = newest.read_bytes()
+    places = [0, len(whole) - 1, len(whole) - 65, *random.Random(0).sample(range(len(whole)), 40)]
+    for place in places:
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << place % 8
+        newest.write_bytes(damaged)
+        with pytest.warns(UserWarning, match="its checksum is wrong.* going back to the one before"):
+            assert kept.latest()["epoch"] == 1, place
+    newest.write_bytes(whole)
+    assert kept.latest()["epoch"] == 2
+
+
+@pytest.mark.parametrize("size", [0, 10, 64, 5000, -65, -64, -1])
+def test_a_cut_anywhere_is_noticed(two, size):
+    kept, newest = two
+    newest.write_bytes(newest.read_bytes()[:size])
+    with pytest.warns(UserWarning, match="its checksum is wrong"):
+        assert kept.latest()["epoch"] == 1
+
+
+def test_the_best_is_the_last_resort(tmp_path):
+    kept = Checkpoints(tmp_path, keep=1)
+    for epoch in (1, 2):
+        kept.save(f"1-base-{epoch:05d}", {"epoch": epoch}, best=epoch == 1)
+    (tmp_path / "1-base-00002.pt").write_bytes(b"")
+    with pytest.warns(UserWarning, match="going back"):
+        assert kept.latest()["epoch"] == 1
+    (tmp_path / "best.pt").write_bytes(b"")
+    with pytest.warns(UserWarning, match="going back"), pytest.warns(UserWarning, match="no checkpoint in"):
+        assert kept.latest() is None
+
+
+def test_age_goes_by_epochs_then_steps(tmp_path):
+    kept = Checkpoints(tmp_path, keep=9)
+    names = ["1-base-00001-00000010", "1-base-00001", "1-base-00002", "1-base-00001-00000009"]
+    for name in names:
+        kept.save(name, {"name": name})
+    order = [names[1], names[3], names[0], names[2]]
+    for name in reversed(order):
+        assert kept.newest() == tmp_path / f"{name}.pt"
+        assert kept.latest()["name"] == name
+        (tmp_path / f"{name}.pt").unlink()
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    for name in (".a.pt.17.part", ".best.part", "a.pt", ".lock"):
+        (tmp_path / name).write_bytes(b"x")
+    remove_parts(tmp_path)
+    assert files(tmp_path) == [".lock", "a.pt"]
 
 
 def test_random_numbers_go_on_where_they_stood(tmp_path):

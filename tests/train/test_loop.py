@@ -1,7 +1,9 @@
 import io
 import math
+import signal
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from adjoined.data.images import Images
 from adjoined.errors import AdjoinedError
 from adjoined.train.checkpoint import Checkpoints
 from adjoined.train.config import CompressConfig
+from adjoined.train.guard import Guard
 from adjoined.train.loop import Phase, Setting, fit
 from adjoined.train.tasks import LabelTask, Task
 
@@ -92,6 +95,91 @@ def test_a_resumed_phase_is_the_one_that_never_stopped(setting, tmp_path, stop):
     assert without_clock(again.history) == without_clock(rows)
     for a, b in zip(whole.parameters(), rest.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def parameters(task):
+    return [p.detach().clone() for p in task.parameters()]
+
+
+@pytest.mark.parametrize("stop", [1, 6, 13, 23])
+def test_a_run_killed_at_any_step_goes_on_from_the_last_checkpoint(setting, tmp_path, stop):
+    """Checkpoints every two steps; dropout and augmentation draw on."""
+    often = replace(setting, config=replace(setting.config, checkpoint_steps=2))
+
+    class Killed(LabelTask):
+        done = 0
+
+        def forward(self, x, target, progress):
+            self.done += 1
+            if self.done > stop:
+                raise KeyboardInterrupt
+            return super().forward(x, target, progress)
+
+    whole = LabelTask(network())
+    rows = list(fit(whole, phase(), replace(setting, history=[])))
+    apart = replace(often, history=[], checkpoints=Checkpoints(tmp_path / "b", keep=3))
+    with pytest.raises(KeyboardInterrupt):
+        list(fit(Killed(network()), phase(), apart))
+    state, rest = apart.checkpoints.latest(), LabelTask(network())
+    assert stop < 2 or state["epoch"] * 8 + state["tally"]["step"] == stop - stop % 2
+    torch.rand(100)
+    again = replace(apart, history=state["history"] if state else [])
+    list(fit(rest, phase(), again, state=state))
+    assert without_clock(again.history) == without_clock(rows)
+    assert all(torch.equal(a, b) for a, b in zip(parameters(whole), parameters(rest), strict=True))
+    assert len(list(again.checkpoints.folder.glob("1-*.pt"))) == 3
+
+
+class Signalled(LabelTask):
+    """Gets a signal in the middle of a step, or of the evaluation."""
+
+    def __init__(self, number, at, judging=False):
+        super().__init__(network())
+        self.number, self.at, self.judging, self.done = number, at, judging, 0
+
+    def forward(self, x, target, progress):
+        self.done += 1
+        if self.done == self.at and not self.judging:
+            signal.raise_signal(self.number)
+        return super().forward(x, target, progress)
+
+    def networks(self):
+        def network(x):
+            if self.judging and self.done == self.at:
+                signal.raise_signal(self.number)
+            return self.model(x)
+
+        return {"large": network}
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "at", "judging"),
+    [
+        (signal.SIGTERM, 143, 1, False),
+        (signal.SIGINT, 130, 11, False),
+        (signal.SIGTERM, 143, 16, False),
+        (signal.SIGINT, 130, 16, True),
+        (signal.SIGTERM, 143, 24, True),
+    ],
+)
+def test_signals_save_and_say_how_to_go_on(setting, tmp_path, capsys, number, code, at, judging):
+    rows = list(fit(LabelTask(network()), phase(), replace(setting, history=[])))
+    apart = replace(setting, history=[], checkpoints=Checkpoints(tmp_path / "b"))
+    handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    with pytest.raises(SystemExit) as stopped:
+        list(fit(Signalled(number, at, judging), phase(), apart))
+    assert stopped.value.code == code
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == handlers
+    told = capsys.readouterr().err
+    assert told == (
+        f"adjoined: {number.name}: saved at step {at} of 24 of base; "
+        f"go on with: adjoined compress --resume --out {tmp_path}\n"
+    )
+    state = apart.checkpoints.latest()
+    assert state["epoch"] * 8 + state["tally"]["step"] == at
+    again = replace(apart, history=state["history"])
+    list(fit(LabelTask(network()), phase(), again, state=state))
+    assert without_clock(again.history) == without_clock(rows)
 
 
 class Recorder(Task):
@@ -193,9 +281,88 @@ def test_a_loss_that_is_no_number_stops_the_run(setting):
         def forward(self, x, target, progress):
             return {"loss": super().forward(x, target, progress)["loss"] * math.nan}
 
-    with pytest.raises(AdjoinedError, match="base epoch 1: the loss is no number any more; lower --lr"):
+    with pytest.raises(
+        AdjoinedError,
+        match=r"base step 5: the loss of 5 steps in a row is no number; none .* good checkpoint is not there yet; start",
+    ):
         list(fit(Broken(), phase(), setting))
     assert setting.checkpoints.latest() is None
+
+
+class Poisoned(LabelTask):
+    """The losses of some steps are no number: the loss itself, or the gradient alone."""
+
+    def __init__(self, steps, what="loss"):
+        super().__init__(network())
+        self.steps, self.what, self.done = steps, what, 0
+
+    def forward(self, x, target, progress):
+        parts, self.done = super().forward(x, target, progress), self.done + 1
+        if self.done not in self.steps:
+            return parts
+        if self.what == "loss":
+            return {"loss": parts["loss"] * math.inf, "ce": parts["ce"]}
+        return {"loss": parts["loss"] + (self.model[1].weight[0, 0] * 0).sqrt(), "ce": parts["ce"]}
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_a_step_without_a_number_is_skipped_and_counted(setting, what):
+    moments = []
+
+    class Watched(Poisoned):
+        def forward(self, x, target, progress):
+            moments.append(parameters(self))
+            return super().forward(x, target, progress)
+
+    rows = list(fit(Watched({3, 4, 10}, what), phase(2), setting))
+    assert [row["skipped"] for row in rows] == [2, 1]
+    assert all(math.isfinite(row["loss"]) and math.isfinite(row["ce"]) for row in rows)
+    same = [all(map(torch.equal, a, b)) for a, b in pairwise(moments)]
+    assert [i for i, kept in enumerate(same, 1) if kept] == [1, 3, 4, 10]  # the first step has rate 0
+
+
+def test_five_in_a_row_are_counted_over_epochs_and_kills(setting, tmp_path):
+    apart = replace(setting, history=[], checkpoints=Checkpoints(tmp_path / "b"))
+    fine = Poisoned({5, 6, 7, 8, 10, 11, 12})
+    assert [row["skipped"] for row in fit(fine, phase(2), apart)] == [4, 3]
+    first = apart.checkpoints.folder / "1-base-00001.pt"
+    told = f"base step 9: .*the last good checkpoint is {first}; start anew"
+    killed = fit(Poisoned({5, 6, 7, 8}), phase(2), replace(apart, history=[]))
+    next(killed)
+    killed.close()
+    (apart.checkpoints.folder / "1-base-00002.pt").unlink()
+    state = apart.checkpoints.latest()
+    with pytest.raises(AdjoinedError, match=told):
+        list(fit(Poisoned({1}), phase(2), replace(apart, history=[]), state=state))
+
+
+def test_the_verdict_on_the_device_is_the_one_on_the_host():
+    """A fused optimizer is told by a tensor; CPU has one too, so that it shows without a GPU."""
+    ends = []
+    for on_device in (True, False):
+        weight = nn.Parameter(torch.ones(3))
+        optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
+        guard = Guard(optimizer, torch.device("cpu"))
+        guard.on_device = on_device
+        for step in range(30):
+            fine = torch.tensor(step not in (4, 5, 9))
+            weight.grad = torch.full((3,), float(step) if fine else math.nan)
+            guard.step(fine)
+            assert not guard.hopeless()
+        ends.append((weight.detach(), guard.counts.tolist()))
+    assert torch.equal(ends[0][0], ends[1][0])
+    assert ends[0][1] == ends[1][1] == [3, 0, 2]
+
+
+def test_a_device_is_looked_at_now_and_then():
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.ones(3))], fused=True)
+    guard = Guard(optimizer, torch.device("cpu"))
+    guard.on_device = True
+    seen = []
+    for _ in range(20):
+        guard.step(torch.tensor(False))
+        seen.append(guard.hopeless())
+    assert seen == [False] * 19 + [True]
 
 
 def test_the_best_epoch_is_kept(setting):

@@ -17,7 +17,7 @@ from adjoined.train.config import load_config
 from adjoined.train.folder import latest_run
 from adjoined.train.run import compress, evaluate
 
-FILES = ["checkpoints", "config.yaml", "metrics.jsonl", "plan.json", "result.json", "small"]
+FILES = [".lock", "checkpoints", "config.yaml", "metrics.jsonl", "plan.json", "result.json", "small"]
 ROOT = Path(__file__).parents[2]
 
 

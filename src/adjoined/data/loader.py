@@ -1,16 +1,20 @@
 """Pictures → normalised batches: decoded once and kept in memory where small, else read by workers."""
 
 import math
+import random
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
-from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler
+from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, SequentialSampler
 
 from adjoined.data.augment import DRAWS, Geometry, geometry, picture_transform, warp
 from adjoined.data.images import MAX_BAD, UNREADABLE, Images
@@ -81,25 +85,28 @@ def make_batches(
     return made
 
 
-def batches(made: Batches, *, seed: int = 0, epoch: int = 0) -> DataLoader:
+def batches(
+    made: Batches, *, seed: int = 0, epoch: int = 0, skip: int = 0, share: tuple[int, int] = (0, 1)
+) -> DataLoader:
     """One epoch as a `DataLoader` of (pictures (B, channels, height, width) float32, labels (B,) int64).
 
-    Order and augmentation follow from `seed` and `epoch` alone; for pictures that are not held in memory
-    also from the number of workers, whose generators start from the same seed.
-    Pictures that do not decode are left out, so a batch may be smaller, even empty; see `check_bad`.
+    Order and augmentation follow from `seed` and `epoch` alone, so that the epoch without its first `skip`
+    batches is the rest of the whole one. `share` (i, n): every n-th picture of each batch from the i-th on, of
+    which none is in another share. Pictures that do not decode are left out, so a batch may be smaller, even
+    empty; see `check_bad`.
     """
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
+    drawn = (seed * 1_000_003 + epoch) % 2**63
+    generator = torch.Generator().manual_seed(drawn)
     held = made.pixels is not None
     changes = made.train and held and isinstance(made.augment, Geometry)
     draws = torch.rand(len(made.images), DRAWS, generator=generator) if changes else None
-    rows = _Rows(made, draws)
+    rows = _Rows(made, draws, drawn)
+    order = RandomSampler(rows, generator=generator) if made.train else SequentialSampler(rows)
     return DataLoader(
         rows,
-        batch_size=made.batch_size,
-        sampler=RandomSampler(rows, generator=generator) if made.train else SequentialSampler(rows),
+        batch_sampler=_Cut(order, made.batch_size, len(made), skip, share),
         num_workers=0 if held else made.workers,
         collate_fn=_as_is,
-        drop_last=made.train and len(rows) >= made.batch_size,
         generator=generator,
     )
 
@@ -115,11 +122,30 @@ def check_bad(made: Batches) -> None:
         )
 
 
+class _Cut(Sampler[list[int]]):
+    """The share of this process in each batch of an epoch, from the `skip`-th on."""
+
+    def __init__(
+        self, order: Sampler[int], batch_size: int, count: int, skip: int, share: tuple[int, int]
+    ) -> None:
+        self.order, self.batch_size, self.count, self.skip, self.share = order, batch_size, count, skip, share
+
+    def __len__(self) -> int:
+        return max(self.count - self.skip, 0)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        rows, (first, every) = iter(self.order), self.share
+        for batch in range(self.count):
+            whole = list(islice(rows, self.batch_size))
+            if batch >= self.skip:
+                yield whole[first::every]
+
+
 class _Rows(Dataset):
     """Fetches whole batches, so that pictures in memory are augmented together."""
 
-    def __init__(self, made: Batches, draws: torch.Tensor | None) -> None:
-        self.made, self.draws = made, draws
+    def __init__(self, made: Batches, draws: torch.Tensor | None, drawn: int) -> None:
+        self.made, self.draws, self.drawn = made, draws, drawn
         self.transform = picture_transform(made.inputs, made.augment, mirror=made.mirror)
 
     def __len__(self) -> int:
@@ -128,13 +154,21 @@ class _Rows(Dataset):
     def __getitems__(self, rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         made = self.made
         if made.pixels is None:
-            kept, pixels = _decode(made, rows, self.transform)
+            with _generators_kept():
+                kept, pixels = _decode(made, rows, self.transform, self._draw_for)
         else:
             kept, pixels = list(rows), made.pixels[list(rows)]
         x = pixels.float() / 255
         if self.draws is not None and isinstance(made.augment, Geometry):
             x = warp(x, self.draws[kept], made.augment)
         return normalize(x, made.inputs), made.images.labels[kept]
+
+    def _draw_for(self, row: int) -> None:
+        """Let the augmentation of a picture depend on nothing but the epoch and the picture."""
+        seed = (self.drawn * 1_000_003 + row) % 2**63
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002 — timm's policies draw from it
+        torch.default_generator.manual_seed(seed)
 
 
 class _Decoded(Dataset):
@@ -150,12 +184,28 @@ class _Decoded(Dataset):
         return _decode(self.made, rows, self.transform)
 
 
+@contextmanager
+def _generators_kept() -> Iterator[None]:
+    """What is drawn inside is not missed outside."""
+    python, numpy, torchs = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+        torch.set_rng_state(torchs)
+
+
 def _decode(
-    made: Batches, rows: Sequence[int], transform: PictureTransform
+    made: Batches,
+    rows: Sequence[int],
+    transform: PictureTransform,
+    before: Callable[[int], None] = lambda row: None,
 ) -> tuple[list[int], torch.Tensor]:
     """The rows that decode and their pixels (B, channels, height, width) uint8; the others are marked bad."""
     kept, pixels = [], [torch.empty(0, made.inputs.channels, *made.inputs.size, dtype=torch.uint8)]
     for i in rows:
+        before(i)
         try:
             pixels.append(transform(made.images.read(i)).unsqueeze(0))
             kept.append(i)

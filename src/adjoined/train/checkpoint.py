@@ -1,5 +1,10 @@
-"""Checkpoints that are whole or absent: written aside, flushed to the disk, renamed."""
+"""Checkpoints that are whole or absent: written aside, sealed with a checksum, flushed to the disk, renamed.
 
+A checkpoint is what `torch.save` writes and, behind it, the SHA-256 of that as 64 hexadecimal digits, which
+`torch.load` passes over. One file, so that neither a kill nor a copy parts the two.
+"""
+
+import hashlib
 import os
 import random
 import warnings
@@ -14,7 +19,9 @@ import torch
 
 from adjoined.errors import AdjoinedError
 
-__all__ = ["Checkpoints", "random_state", "restore_random_state", "written_aside"]
+__all__ = ["Checkpoints", "random_state", "remove_parts", "restore_random_state", "written_aside"]
+
+DIGITS = 64  # of a SHA-256
 
 
 @contextmanager
@@ -40,6 +47,12 @@ def written_aside(path: Path) -> Iterator[IO[bytes]]:
     _flush_folder(path.parent)
 
 
+def remove_parts(folder: Path) -> None:
+    """Remove what killed processes left half written in `folder`; only for whoever holds its lock."""
+    for part in folder.glob(".*.part"):
+        part.unlink(missing_ok=True)
+
+
 @dataclass(frozen=True)
 class Checkpoints:
     """A folder of checkpoints `NAME.pt`, where names sort by age; the last `keep` stay, and `best.pt`."""
@@ -51,27 +64,41 @@ class Checkpoints:
         """Write `state`: tensors and plain values, nothing that would have to be pickled as code."""
         path = self.folder / f"{name}.pt"
         with written_aside(path) as file:
+            sealed: Any = _Sealed(file)
             try:
-                torch.save(state, file)
+                torch.save(state, sealed)
             except RuntimeError as error:  # what torch makes of a failed write
                 raise OSError(0, str(error).splitlines()[0]) from error
+            file.write(sealed.digest.hexdigest().encode())
         if best:
             self._mark_best(path)
         for old in self._all()[: -self.keep]:
             old.unlink()
 
     def latest(self) -> dict[str, Any] | None:
-        """The newest checkpoint that can be read, or None; one that cannot is passed over with a warning."""
-        for path in reversed(self._all()):
+        """The newest checkpoint that is whole, or None; one that is not is passed over with a warning.
+
+        The best one, when it is older than the others, is the last to be tried.
+        """
+        best, damaged = self.folder / "best.pt", 0
+        for path in [*reversed(self._all()), *([best] if best.exists() else [])]:
             try:
-                return torch.load(path, map_location="cpu", weights_only=True)
+                return _read(path)
             except Exception as error:  # zip, pickle and torch each have errors of their own
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                reason, damaged = (str(error).splitlines() or [type(error).__name__])[0], damaged + 1
                 warnings.warn(f"{path} cannot be read ({reason}); going back to the one before", stacklevel=2)
+        if damaged:
+            warnings.warn(f"no checkpoint in {self.folder} is whole; training starts anew", stacklevel=2)
         return None
 
+    def newest(self) -> Path | None:
+        """Where the newest checkpoint lies, if there is one."""
+        return next(reversed(self._all()), None)
+
     def _all(self) -> list[Path]:
-        return sorted(p for p in self.folder.glob("*.pt") if p.name != "best.pt")
+        """By age: 1-base-00002 (two epochs done), then 1-base-00002-00000007 (and seven steps), 1-base-00003."""
+        found = (p for p in self.folder.glob("*.pt") if p.name != "best.pt")
+        return sorted(found, key=lambda p: p.stem)
 
     def _mark_best(self, path: Path) -> None:
         """The same bytes under a second name, so that it costs no space."""
@@ -83,6 +110,33 @@ class Checkpoints:
             with written_aside(aside) as file:
                 file.write(path.read_bytes())
         os.replace(aside, best)
+
+
+class _Sealed:
+    """A file that takes the checksum of what is written to it, for `torch.save`."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.digest = file, hashlib.sha256()
+
+    def write(self, part: Any) -> int:
+        self.digest.update(part)
+        return self.file.write(part)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What `Checkpoints.save` wrote. Raises ValueError unless every byte of it is as it was written."""
+    digest, left = hashlib.sha256(), path.stat().st_size - DIGITS
+    with open(path, "rb") as file:
+        while left > 0:
+            part = file.read(min(left, 2**20))
+            digest.update(part)
+            left -= len(part)
+        if file.read() != digest.hexdigest().encode():
+            raise ValueError("its checksum is wrong: it was cut short or changed")
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def random_state() -> dict[str, Any]:

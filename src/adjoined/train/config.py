@@ -7,11 +7,14 @@ from typing import Annotated, Any, Literal
 import yaml
 
 from adjoined.errors import AdjoinedError, did_you_mean
+from adjoined.train.checkpoint import written_aside
 
 __all__ = ["FREE_ON_RESUME", "CompressConfig", "check_config", "load_config", "save_config"]
 
 # What a resumed run may change: where and how fast it runs, never what it computes.
-FREE_ON_RESUME = frozenset({"out", "device", "workers", "cache", "log_seconds", "resume"})
+FREE_ON_RESUME = frozenset(
+    {"out", "device", "workers", "cache", "log_seconds", "resume", "checkpoint_steps", "keep_checkpoints"}
+)
 
 
 Cache = Literal["auto", "memory", "none"]
@@ -115,6 +118,11 @@ class CompressConfig:
     precision: Annotated[Precision, "auto: bf16 where the device has it, fp32 on CPU"] = "auto"
     log_seconds: Annotated[float, "seconds between lines of progress where the output is no terminal"] = 20.0
 
+    checkpoint_steps: Annotated[
+        int | None,
+        "steps between checkpoints within an epoch; null: after each epoch, and at SIGTERM or Ctrl-C",
+    ] = None
+    keep_checkpoints: Annotated[int, "how many of the last checkpoints stay, beside the best"] = 2
     out: Annotated[str | None, "folder of the run; null: runs/MODEL-DATA, numbered if that exists"] = None
     resume: Annotated[bool, "go on with the run in out (null: the last one)"] = False
 
@@ -134,6 +142,8 @@ def check_config(config: CompressConfig) -> CompressConfig:
         ("max_steps", 1),
         ("workers", 0),
         ("img_size", 1),
+        ("checkpoint_steps", 1),
+        ("keep_checkpoints", 1),
     ):
         value = getattr(config, name)
         if value is not None and value < low:
@@ -183,7 +193,8 @@ def _check_search(config: CompressConfig) -> None:
 def save_config(config: CompressConfig, path: Path) -> None:
     """Write as YAML what `adjoined compress --config` reads; `resume` is no part of it."""
     values = {k: v for k, v in asdict(config).items() if k != "resume"}
-    path.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    with written_aside(path) as file:
+        file.write(yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode())
 
 
 def load_config(path: Path) -> CompressConfig:

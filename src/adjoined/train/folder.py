@@ -1,18 +1,25 @@
 """The folder of a run: which one, whether it may be written, and its lines of metrics."""
 
 import json
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
+from adjoined.core.plan import Plan
 from adjoined.errors import AdjoinedError
-from adjoined.train.checkpoint import written_aside
+from adjoined.train.checkpoint import remove_parts, written_aside
 from adjoined.train.config import FREE_ON_RESUME, CompressConfig, load_config
 
-__all__ = ["append_metrics", "latest_run", "open_folder", "rewrite_metrics"]
+__all__ = ["append_metrics", "held", "latest_run", "open_folder", "rewrite_metrics", "write_plan"]
 
 RUNS = Path("runs")
+# Seconds in which the workers of a killed run notice that it is gone, and let go of its folder.
+PATIENCE = 6.0
 # What a run fills in by itself, so that a config without them asks for the same.
 FILLED_IN = frozenset({"data_fingerprint", "lr", "base_lr"})
 
@@ -28,13 +35,46 @@ def open_folder(config: CompressConfig) -> tuple[Path, CompressConfig]:
         folder = Path(config.out).expanduser()
     if config.resume:
         return folder, _resumed(folder, config)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(not p.name.startswith(".") for p in folder.iterdir())):
         if (folder / "config.yaml").exists():
             raise AdjoinedError(
                 f"{folder} holds another run; go on with it by --resume, or give another --out"
             )
         raise AdjoinedError(f"{folder} is not empty; give another --out")
     return folder, config
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """The folder is this process's alone, by a lock that the system drops when the process ends, however it does.
+
+    A folder that did not become a run is taken away again. Raises AdjoinedError when another process has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=PATIENCE)
+    except Timeout:
+        raise AdjoinedError(
+            f"{folder} is in use: another process trains there; wait for its end, or give another --out"
+        ) from None
+    try:
+        for place in (folder, folder / "checkpoints"):
+            remove_parts(place)
+        yield
+    finally:
+        if not (folder / "config.yaml").exists():
+            (folder / ".lock").unlink(missing_ok=True)
+            with suppress(OSError):  # holds something else
+                folder.rmdir()
+        lock.release()
+
+
+def write_plan(plan: Plan, folder: Path) -> None:
+    """RUN/plan.json, whole or not at all."""
+    aside = folder / ".plan.json.part"
+    plan.save(aside)
+    os.replace(aside, folder / "plan.json")
 
 
 def latest_run() -> Path:

@@ -1,189 +1,191 @@
 """One phase of training: a task, its data, and nothing about what the task is."""
 
-import math
+import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import set_seed
-from rich.console import Console
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler, StepLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch import Tensor
 
-from adjoined.data import Batches, batches, check_bad
+from adjoined.data import batches, check_bad
 from adjoined.errors import AdjoinedError
-from adjoined.train.checkpoint import Checkpoints, random_state, restore_random_state
-from adjoined.train.config import CompressConfig
 from adjoined.train.evaluate import top1
+from adjoined.train.guard import IN_A_ROW, Guard, StopSignal, is_number, stop_signals
+from adjoined.train.phase import Course, Phase, Row, Setting, Tally, restore, save
 from adjoined.train.progress import Display
 from adjoined.train.tasks import Task
 
 __all__ = ["Phase", "Row", "Setting", "fit"]
-
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A stretch of training with an optimizer of its own. `order` sorts its checkpoints among the others'."""
-
-    name: str
-    order: int
-    epochs: int
-    lr: float
-    judged_by: str  # the network whose top-1 decides which epoch is the best
-
-
-@dataclass(frozen=True, eq=False)
-class Setting:
-    """What the phases of one run share. `history` holds the rows of all epochs done, of every phase."""
-
-    config: CompressConfig
-    train: Batches
-    validation: Batches
-    accelerator: Accelerator
-    checkpoints: Checkpoints
-    console: Console
-    history: list[Row]
-
-    def steps(self, phase: Phase) -> int:
-        """Steps of a phase: all of its epochs, or `max_steps` if that is less."""
-        steps = phase.epochs * len(self.train)
-        return min(steps, self.config.max_steps or steps)
 
 
 def fit(task: Task, phase: Phase, setting: Setting, *, state: dict[str, Any] | None = None) -> Iterator[Row]:
     """Train `task` for a phase; yields a row each epoch, when its checkpoint is on the disk.
 
     A row: phase, epoch (from 1), step, lr (of the last step), seconds and images_per_s (of training, without
-    evaluation), the mean of each loss part, what the task reports, and top1_NAME in percent of each network of it.
-    `state` is a checkpoint of this phase to go on from; the epochs after it are the same as if it had never
-    stopped.
+    evaluation), the mean of each loss part, skipped (steps of the epoch that gave no number, and were not
+    taken), what the task reports, and top1_NAME in percent of each network of it.
+    `state` is a checkpoint of this phase to go on from; the steps after it are the same as if it had never
+    stopped. SIGTERM and SIGINT save after the step they come in and raise SystemExit (143, 130).
 
-    Raises AdjoinedError when the loss is no longer a number, DataError when too many pictures do not decode.
+    Raises AdjoinedError when five losses in a row are no number, DataError when too many pictures do not decode.
     """
-    config, accelerator = setting.config, setting.accelerator
-    set_seed(config.seed + phase.order)
-    groups: Any = task.groups(config.weight_decay) or task
-    optimizer = create_optimizer_v2(groups, opt="adamw", lr=phase.lr, weight_decay=config.weight_decay)
-    scheduler = _scheduler(optimizer, phase, setting)
-    task, optimizer = accelerator.prepare(task, optimizer)
-    first = 0
-    if state is not None:
-        accelerator.unwrap_model(task).load_state_dict(state["task"])
-        optimizer.load_state_dict(state["optimizer"])
-        restore_random_state(state["random"])
-        first = state["epoch"]
-    total = setting.steps(phase)
-    rows = [row for row in setting.history if row["phase"] == phase.name]
-    with Display(
+    set_seed(setting.config.seed + phase.order)
+    course = _start(task, phase, setting)
+    tally = restore(course, state) if state is not None else Tally()
+    total, each = setting.steps(phase), len(setting.train)
+    shown = Display(
         setting.console,
         phase.name,
         phase.epochs,
         total,
-        done=first * len(setting.train),
-        every=config.log_seconds,
-    ) as display:
-        for epoch in range(first, math.ceil(total / len(setting.train))):
-            row = _train_epoch(task, optimizer, scheduler, phase, epoch, setting, display)
-            row |= accelerator.unwrap_model(task).report(row["step"] / total)
-            row |= _scores(task, setting, display)
-            score = f"top1_{phase.judged_by}"
-            best = all(row[score] >= other[score] for other in rows)
-            rows.append(row)
-            setting.history.append(row)
-            setting.checkpoints.save(
-                f"{phase.order}-{phase.name}-{epoch + 1:05d}",
-                {
-                    "phase": phase.name,
-                    "epoch": epoch + 1,
-                    "task": accelerator.unwrap_model(task).state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "random": random_state(),
-                    "history": setting.history,
-                },
-                best=best,
-            )
-            display.epoch(row)
-            yield row
-    accelerator.free_memory()
+        done=tally.epoch * each + tally.step,
+        every=setting.config.log_seconds,
+    )
+    with stop_signals() as stop:
+        with shown as display:
+            while tally.epoch * each < total and not stop.number:
+                row = _epoch(course, tally, display, stop)
+                if stop.number and row is None:
+                    save(course, tally)
+                    break
+                assert row is not None
+                score = f"top1_{phase.judged_by}"
+                best = all(row[score] >= r[score] for r in setting.history if r["phase"] == phase.name)
+                setting.history.append(row)
+                tally = Tally(tally.epoch + 1)
+                course.guard.new_epoch()
+                save(course, tally, best=best)
+                display.epoch(row)
+                yield row
+        if stop.number:
+            _leave(course, tally, stop)
+    setting.accelerator.free_memory()
 
 
-def _train_epoch(
-    task: Any,
-    optimizer: Any,
-    scheduler: Scheduler,
-    phase: Phase,
-    epoch: int,
-    setting: Setting,
-    display: Display,
-) -> Row:
-    """The steps of one epoch; the row without its scores."""
-    config, accelerator, total = setting.config, setting.accelerator, setting.steps(phase)
-    loader = batches(setting.train, seed=config.seed * 1000 + phase.order, epoch=epoch)
-    task.train()
-    sums: dict[str, Tensor] = {}
-    parts: dict[str, Tensor] = {}
-    step, seen, start = epoch * len(setting.train), 0, time.perf_counter()
-    for x, target in prepare_data_loader(loader, accelerator.device, put_on_device=True):
-        if step >= total:
+def _start(task: Task, phase: Phase, setting: Setting) -> Course:
+    config, accelerator = setting.config, setting.accelerator
+    groups: Any = task.groups(config.weight_decay) or task
+    optimizer = create_optimizer_v2(groups, opt="adamw", lr=phase.lr, weight_decay=config.weight_decay)
+    scheduler = _scheduler(optimizer, phase, setting)
+    guard = Guard(optimizer, accelerator.device)
+    wrapped, prepared = accelerator.prepare(task, optimizer)
+    return Course(phase, setting, wrapped, prepared, scheduler, guard)
+
+
+def _epoch(course: Course, tally: Tally, display: Display, stop: StopSignal) -> Row | None:
+    """What is left of an epoch, and its evaluation: the row of it, or None if a signal came before its end."""
+    phase, setting = course.phase, course.setting
+    config, total = setting.config, setting.steps(phase)
+    before = tally.epoch * len(setting.train)
+    loader = batches(setting.train, seed=config.seed * 1000 + phase.order, epoch=tally.epoch, skip=tally.step)
+    course.task.train()
+    start, earlier, first = time.perf_counter(), tally.seconds, tally.seen
+    for x, target in loader:
+        if before + tally.step >= total:
             break
-        scheduler.step_update(step)
-        if len(target):
-            parts = task(x, target, step / total)
-            accelerator.backward(parts["loss"])
-            if config.clip_grad is not None:
-                accelerator.clip_grad_norm_(task.parameters(), config.clip_grad)
-            optimizer.step()
-            optimizer.zero_grad()
-            for name, part in parts.items():
-                sums[name] = sums.get(name, 0.0) + part.detach() * len(target)
-        step, seen = step + 1, seen + len(target)
-        due = display.wants()
-        now = _means(parts, 1) if due else None
-        display.step(step, now, seen / (time.perf_counter() - start))
+        losses = _step(course, tally, x, target)
+        tally.seconds = earlier + time.perf_counter() - start
+        due, step = display.wants(), before + tally.step
+        now = {name: float(value) for name, value in losses.items()} if due else None
+        display.step(step, now, (tally.seen - first) / (tally.seconds - earlier))
         if due:
             check_bad(setting.train)
-    means = _means(sums, seen)
-    if not all(map(math.isfinite, means.values())):
-        raise AdjoinedError(
-            f"{phase.name} epoch {epoch + 1}: the loss is no number any more; lower --lr, or set --clip-grad"
-        )
-    seconds = time.perf_counter() - start
-    lr = optimizer.param_groups[0]["lr"]
+        if course.guard.hopeless(look=due):
+            _give_up(course, step)
+        if stop.number:
+            return None
+        if config.checkpoint_steps and tally.step % config.checkpoint_steps == 0:
+            save(course, tally)
+    if course.guard.hopeless(look=True):
+        _give_up(course, before + tally.step)
+    tally.seconds = earlier + time.perf_counter() - start
+    row = _row(course, tally) | course.plain.report((before + tally.step) / total)
+    scores = _scores(course, display, stop)
+    return None if scores is None else row | scores
+
+
+def _step(course: Course, tally: Tally, x: Tensor, target: Tensor) -> dict[str, Tensor]:
+    """One step of the optimizer, left out if its loss or gradient is no number; returns the loss, by parts."""
+    setting, device = course.setting, course.setting.accelerator.device
+    step, losses = tally.epoch * len(setting.train) + tally.step, {}
+    course.scheduler.step_update(step)
+    if len(target):
+        x, target = x.to(device, non_blocking=True), target.to(device, non_blocking=True)
+        losses = course.task(x, target, step / setting.steps(course.phase))
+        setting.accelerator.backward(losses["loss"])
+        norm = None
+        if setting.config.clip_grad is not None:
+            norm = setting.accelerator.clip_grad_norm_(course.task.parameters(), setting.config.clip_grad)
+        finite = is_number(losses["loss"], norm)
+        course.guard.step(finite)
+        course.optimizer.zero_grad()
+        losses = {name: part.detach() for name, part in losses.items()}
+        tally.add(losses, finite, len(target))
+    tally.step, tally.seen = tally.step + 1, tally.seen + len(target)
+    return losses
+
+
+def _row(course: Course, tally: Tally) -> Row:
+    """The row of an epoch without its scores."""
     return {
-        "phase": phase.name,
-        "epoch": epoch + 1,
-        "step": step,
-        **means,
-        "lr": lr,
-        "images_per_s": seen / seconds,
-        "seconds": seconds,
+        "phase": course.phase.name,
+        "epoch": tally.epoch + 1,
+        "step": tally.epoch * len(course.setting.train) + tally.step,
+        **tally.means(),
+        "lr": course.optimizer.param_groups[0]["lr"],
+        "skipped": int(course.guard.counts[0]),
+        "images_per_s": tally.seen / tally.seconds,
+        "seconds": tally.seconds,
     }
 
 
-def _means(sums: dict[str, Tensor], count: int) -> dict[str, float]:
-    return {name: float(value.detach()) / max(count, 1) for name, value in sums.items()}
+def _scores(course: Course, display: Display, stop: StopSignal) -> dict[str, float] | None:
+    """top1_NAME in percent of each network of the task; None if a signal came before the end."""
 
+    def watch(seen: int, total: int) -> None:
+        display.judging(seen, total)
+        if stop.number:
+            raise InterruptedError
 
-def _scores(task: Any, setting: Setting, display: Display) -> dict[str, float]:
-    """top1_NAME in percent of each network of the task."""
-    accelerator = setting.accelerator
-    plain: Task = accelerator.unwrap_model(task).eval()
-    scores = top1(
-        plain.networks(),
-        setting.validation,
-        accelerator.device,
-        autocast=lambda: accelerator.autocast(),
-        watch=display.judging,
-    )
+    accelerator = course.setting.accelerator
+    plain: Task = course.plain.eval()
+    try:
+        scores = top1(
+            plain.networks(),
+            course.setting.validation,
+            accelerator.device,
+            autocast=lambda: accelerator.autocast(),
+            watch=watch,
+        )
+    except InterruptedError:
+        return None
     return {f"top1_{name}": score for name, score in scores.items()}
+
+
+def _leave(course: Course, tally: Tally, stop: StopSignal) -> None:
+    """Say how to go on, and exit."""
+    setting = course.setting
+    step = tally.epoch * len(setting.train) + tally.step
+    folder = setting.config.out or setting.checkpoints.folder.parent
+    print(
+        f"adjoined: {stop.name}: saved at step {step} of {setting.steps(course.phase)} of {course.phase.name}; "
+        f"go on with: adjoined compress --resume --out {folder}",
+        file=sys.stderr,
+    )
+    raise SystemExit(stop.exit_code)
+
+
+def _give_up(course: Course, step: int) -> None:
+    newest = course.setting.checkpoints.newest()
+    raise AdjoinedError(
+        f"{course.phase.name} step {step}: the loss of {IN_A_ROW} steps in a row is no number; none of them was taken, "
+        f"the last good checkpoint is {newest or 'not there yet'}; start anew with a lower --lr, or with --clip-grad"
+    )
 
 
 def _scheduler(optimizer: torch.optim.Optimizer, phase: Phase, setting: Setting) -> Scheduler:

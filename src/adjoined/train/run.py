@@ -30,7 +30,7 @@ from adjoined.store import load, save
 from adjoined.train.checkpoint import Checkpoints, written_aside
 from adjoined.train.config import CompressConfig, check_config, load_config, save_config
 from adjoined.train.evaluate import top1
-from adjoined.train.folder import append_metrics, open_folder, rewrite_metrics
+from adjoined.train.folder import append_metrics, held, open_folder, rewrite_metrics, write_plan
 from adjoined.train.loop import Phase, Row, Setting, fit
 from adjoined.train.networks import build_model, check_outputs, default_lr
 from adjoined.train.search import objective_of, run_search, search_facts, subset
@@ -51,12 +51,18 @@ def compress(config: CompressConfig, *, console: Console | None = None) -> dict[
     folder, config = open_folder(config)
     if config.resume and (folder / "result.json").exists():
         return json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    with held(folder):
+        return _compress(config, folder, console)
+
+
+def _compress(config: CompressConfig, folder: Path, console: Console) -> dict[str, Any]:
+    checkpoints = Checkpoints(folder / "checkpoints", keep=config.keep_checkpoints)
     accelerator = make_accelerator(config.device, config.precision)
     set_seed(config.seed)
     with console.status("reading the data, capturing the network"):
         data, model, inputs = _load(config)
         axes = find_axes(model, torch.zeros(2, inputs.channels, *inputs.size))
-        state = Checkpoints(folder / "checkpoints").latest() if config.resume else None
+        state = checkpoints.latest() if config.resume else None
         plan, objective = None, None
         if config.search and (state is None or state["phase"] != "adjoined"):
             objective = objective_of(config, model, axes, accelerator.device)
@@ -67,11 +73,9 @@ def compress(config: CompressConfig, *, console: Console | None = None) -> dict[
     lr = config.lr or default_lr(model, has_weights=not config.needs_base)
     base_lr = config.base_lr or lr
     config = replace(config, lr=lr, base_lr=base_lr, data_fingerprint=data.fingerprint, out=str(folder))
-    folder.mkdir(parents=True, exist_ok=True)
+    save_config(config, folder / "config.yaml")  # it is what makes the folder a run
     if plan is not None:
-        plan.save(folder / "plan.json")
-    save_config(config, folder / "config.yaml")  # last: it is what makes the folder a run
-    checkpoints = Checkpoints(folder / "checkpoints")
+        write_plan(plan, folder)
     history = list(state["history"]) if state else []
     setting = Setting(config, *loaders, accelerator, checkpoints, console, history)
     console.print(_headline(setting, data, axes, plan), highlight=False, soft_wrap=True)
@@ -141,7 +145,8 @@ def evaluate(
 
 def choose_plan(axes: Axes, config: CompressConfig, resumed: Path | None = None) -> Plan:
     """The plan that the config asks for, or that of the resumed run. Raises PlanError if it does not fit."""
-    given = resumed / "plan.json" if resumed else config.plan
+    begun = resumed and (resumed / "plan.json").is_file()  # else killed before it was written
+    given = resumed / "plan.json" if resumed and begun else config.plan
     if given is not None:
         if not Path(given).is_file():
             raise PlanError(f"no plan at {str(given)!r}; a run writes one as RUN/plan.json")

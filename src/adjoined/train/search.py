@@ -20,7 +20,7 @@ from adjoined.errors import AdjoinedError
 from adjoined.search import SearchObjective, find_gates, make_objective, measure_latency
 from adjoined.train.checkpoint import written_aside
 from adjoined.train.config import CompressConfig
-from adjoined.train.folder import append_metrics
+from adjoined.train.folder import append_metrics, write_plan
 from adjoined.train.loop import Phase, Setting, fit
 from adjoined.train.tasks import Network, Task
 
@@ -117,7 +117,7 @@ def run_search(
     for row in fit(task, phase, setting, state=dict(state) if state else None):
         append_metrics(folder, row)
     plan = objective.plan()
-    plan.save(folder / "plan.json")
+    write_plan(plan, folder)
     return plan
 
 

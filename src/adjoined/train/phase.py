@@ -1,0 +1,120 @@
+"""A phase of training as data: what it is asked to do, how far it is, and both as a checkpoint holds them."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+from timm.scheduler.scheduler import Scheduler
+from torch import Tensor
+
+from adjoined.data import Batches
+from adjoined.train.checkpoint import Checkpoints, random_state, restore_random_state
+from adjoined.train.config import CompressConfig
+from adjoined.train.guard import Guard
+
+__all__ = ["Course", "Phase", "Row", "Setting", "Tally", "restore", "save"]
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training with an optimizer of its own. `order` sorts its checkpoints among the others'."""
+
+    name: str
+    order: int
+    epochs: int
+    lr: float
+    judged_by: str  # the network whose top-1 decides which epoch is the best
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """What the phases of one run share. `history` holds the rows of all epochs done, of every phase."""
+
+    config: CompressConfig
+    train: Batches
+    validation: Batches
+    accelerator: Accelerator
+    checkpoints: Checkpoints
+    console: Console
+    history: list[Row]
+
+    def steps(self, phase: Phase) -> int:
+        """Steps of a phase: all of its epochs, or `max_steps` if that is less."""
+        steps = phase.epochs * len(self.train)
+        return min(steps, self.config.max_steps or steps)
+
+
+@dataclass(frozen=True, eq=False)
+class Course:
+    """A phase under way: everything that its steps change, but for the tally."""
+
+    phase: Phase
+    setting: Setting
+    task: Any
+    optimizer: Any
+    scheduler: Scheduler
+    guard: Guard
+
+    @property
+    def plain(self) -> Any:
+        """The task without what accelerate puts around it."""
+        return self.setting.accelerator.unwrap_model(self.task)
+
+
+@dataclass
+class Tally:
+    """How far a phase is: epochs done, steps of the next one, and what those add up to.
+
+    `seen` pictures, of which `counted` in steps that were taken; `sums` of the loss parts over the latter.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    seen: int = 0
+    seconds: float = 0.0
+    counted: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
+    sums: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, losses: dict[str, Tensor], finite: Tensor, pictures: int) -> None:
+        """One more step; nothing is read from the device."""
+        self.counted = self.counted.to(finite.device) + finite * pictures
+        for name, loss in losses.items():
+            self.sums[name] = self.sums.get(name, 0.0) + torch.where(finite, loss, 0.0) * pictures
+
+    def means(self) -> dict[str, float]:
+        """The mean of each loss part over the pictures that counted."""
+        counted = max(int(self.counted), 1)
+        return {name: float(value) / counted for name, value in self.sums.items()}
+
+
+def save(course: Course, tally: Tally, *, best: bool = False) -> None:
+    """A checkpoint from which `restore` goes on at the very next step."""
+    phase, setting = course.phase, course.setting
+    name = f"{phase.order}-{phase.name}-{tally.epoch:05d}"
+    state = {
+        "phase": phase.name,
+        "epoch": tally.epoch,
+        "tally": {**asdict(tally), "sums": dict(tally.sums)},
+        "skipped": course.guard.counts,
+        "task": course.plain.state_dict(),
+        "optimizer": course.optimizer.state_dict(),
+        "random": random_state(),
+        "history": setting.history,
+    }
+    setting.checkpoints.save(f"{name}-{tally.step:08d}" if tally.step else name, state, best=best)
+
+
+def restore(course: Course, state: dict[str, Any]) -> Tally:
+    """Put everything of `course` where it stood; returns how far it was."""
+    device = course.setting.accelerator.device
+    course.plain.load_state_dict(state["task"])
+    course.optimizer.load_state_dict(state["optimizer"])
+    course.guard.counts = state["skipped"].to(device)
+    restore_random_state(state["random"])
+    tally = Tally(**state["tally"])
+    tally.sums = {name: value.to(device) for name, value in tally.sums.items()}
+    return tally
