@@ -1,4 +1,6 @@
+import io
 import json
+import pickle
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -9,6 +11,7 @@ from PIL import Image
 from torch import nn
 
 from adjoined.data import InputSpec, input_spec
+from adjoined.data.augment import geometry, picture_transform
 from adjoined.data.inputs import eval_transform, normalize
 from adjoined.errors import DataError
 
@@ -45,6 +48,60 @@ def test_pictures_of_every_mode_come_in_the_channels_asked_for(mode, channels):
     inputs = InputSpec((16, 12), channels, (0.5,) * channels, (0.5,) * channels)
     pixels = eval_transform(inputs)(Image.new(mode, (40, 24)))
     assert (pixels.shape, pixels.dtype) == ((channels, 16, 12), torch.uint8)
+
+
+def saved(picture, kind, **options):
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return Image.open(io.BytesIO(file.getvalue()))
+
+
+RAMP = np.arange(256, dtype=np.uint16).reshape(16, 16)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize("order", ["I;16", "I;16B", "I"])
+def test_sixteen_bits_are_scaled_not_cut(kind, order):
+    big = Image.fromarray(RAMP * 257)
+    if order == "I":
+        big = Image.fromarray((RAMP * 257).astype(np.int32))
+    if order == "I;16B":
+        big = Image.frombytes("I;16B", (16, 16), (RAMP * 257).astype(">u2").tobytes())
+    picture = saved(big, kind) if order == "I;16" else big
+    assert picture.mode.startswith("I")
+    assert np.array_equal(eval_transform(GREY)(picture)[0].numpy(), RAMP)
+    colours = eval_transform(replace(GREY, channels=3, mean=GREY.mean * 3, std=GREY.std * 3))(picture)
+    assert all(np.array_equal(c.numpy(), RAMP) for c in colours)
+
+
+def test_pixels_of_unknown_range_are_refused():
+    for picture in (Image.new("F", (16, 16)), Image.fromarray(np.full((16, 16), 70_000, np.int32))):
+        with pytest.raises(ValueError, match="save it with 8 or 16 bits a channel"):
+            eval_transform(GREY)(picture)
+
+
+@pytest.mark.parametrize("family", [None, "light", "rand-m1-n1-p0.0"])
+def test_a_picture_is_turned_upright(family):
+    """What a camera held on its side writes: pixels as they fell on the chip, and how to turn them."""
+    upright = Image.new("L", (32, 32))
+    upright.paste(255, (0, 0, 32, 16))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by a quarter to the right
+    lying = saved(upright.transpose(Image.Transpose.ROTATE_90), "JPEG", exif=exif, quality=100)
+    transform = picture_transform(GREY, family and geometry(family, mirror=False), mirror=False)
+    for picture in (lying, pickle.loads(pickle.dumps(saved(lying, "PNG", exif=exif)))):
+        picture.load()
+        pixels = transform(picture)[0].float()
+        assert pixels[0].mean() > 250
+        assert pixels[-1].mean() < 5
+
+
+def test_cmyk_is_its_colours():
+    red = saved(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=100)
+    assert red.mode == "CMYK"
+    pixels = eval_transform(replace(GREY, channels=3, mean=GREY.mean * 3, std=GREY.std * 3))(red)
+    assert (pixels[0] > 240).all()
+    assert (pixels[1:] < 40).all()
 
 
 def test_a_picture_of_the_right_size_is_left_alone():

@@ -1,4 +1,5 @@
 import pickle
+import random
 import warnings
 from functools import partial
 
@@ -87,6 +88,45 @@ def test_workers_read_the_same():
     alone = make_batches(numbered(20), INPUTS, batch_size=8, augment="none", cache="none")
     assert torch.equal(epoch(made, epoch=1)[0], epoch(alone, epoch=1)[0])
     pickle.loads(pickle.dumps(made.images))  # as workers that are not forked need
+
+
+@pytest.mark.parametrize("cache", ["memory", "none"])
+def test_the_rest_of_an_epoch_is_the_end_of_the_whole(cache):
+    train = load_data("digits").train
+    made = make_batches(train, INPUTS, batch_size=200, augment="affine", cache=cache)
+    whole = list(batches(made, seed=3, epoch=5))
+    rest = list(batches(made, seed=3, epoch=5, skip=4))
+    assert len(rest) == len(batches(made, skip=4)) == len(whole) - 4
+    for (x, y), (same, label) in zip(whole[4:], rest, strict=True):
+        assert torch.equal(x, same)
+        assert torch.equal(y, label)
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("n", [20, 21, 27])
+def test_shares_of_the_batches_are_the_batches(n, train):
+    made = make_batches(numbered(n), INPUTS, batch_size=9, augment="none" if train else None)
+    whole = list(batches(made, epoch=1))
+    shares = [list(batches(made, epoch=1, share=(i, 3))) for i in range(3)]
+    for (_, y), *parts in zip(whole, *shares, strict=True):
+        assert torch.equal(torch.cat([label for _, label in parts]).sort().values, y.sort().values)
+
+
+def test_augmentation_does_not_depend_on_workers_nor_disturb_what_is_drawn_outside():
+    train = Images(torch.arange(9), partial(read, frozenset()), name)
+    colours = InputSpec((16, 16), 3, (0.5,) * 3, (0.5,) * 3)
+    made = [
+        make_batches(train, colours, batch_size=b, augment="rand-m9-mstd0.5", workers=w)
+        for b, w in ((9, 0), (3, 2))
+    ]
+    torch.manual_seed(0)
+    random.seed(0)
+    first, second = (dict(zip(y.tolist(), x, strict=True)) for x, y in (epoch(m, epoch=4) for m in made))
+    drawn = (torch.rand(1).item(), random.random())
+    torch.manual_seed(0)
+    random.seed(0)
+    assert drawn == (torch.rand(1).item(), random.random())
+    assert all(torch.equal(first[i], second[i]) for i in range(9))
 
 
 def test_auto_holds_what_is_small():

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from adjoined.data import load_data
+from adjoined.data import InputSpec, batches, load_data, make_batches
 from adjoined.errors import DataError
 
 
@@ -186,6 +186,30 @@ def test_what_cannot_be_used_is_told_in_one_line(tmp_path, png, case):
     with pytest.raises(DataError, match=told) as caught:
         load_data(str(make(tmp_path, png)))
     assert "\n" not in str(caught.value)
+
+
+def test_a_class_of_one_picture_is_a_class(class_folders):
+    root = class_folders({"train": {"a": 5, "lonely": 1}, "val": {"a": 2}})
+    data = load_data(str(root))
+    assert data.train.labels.bincount().tolist() == [5, 1]
+    inputs = InputSpec((8, 8), 3, (0.5,) * 3, (0.5,) * 3)
+    made = make_batches(data.train, inputs, batch_size=64, augment="light")
+    assert [y.bincount().tolist() for _, y in batches(made)] == [[5, 1]]
+
+
+def test_damaged_files_are_named_and_left_out(class_folders):
+    root = class_folders({"train": {"a": 150, "b": 150}, "val": {"a": 1, "b": 1}})
+    places = [root / "train" / "a" / f"{i:03d}.png" for i in range(3)]
+    places[0].write_bytes(b"")
+    places[1].write_bytes(b"no picture at all")
+    places[2].write_bytes(places[2].read_bytes()[:100])
+    data = load_data(str(root))
+    inputs = InputSpec((8, 8), 3, (0.5,) * 3, (0.5,) * 3)
+    skipped = pytest.warns(UserWarning, match="skipped 3 of 300 pictures")
+    with skipped, pytest.warns(UserWarning, match="does not decode") as told:
+        made = make_batches(data.train, inputs, batch_size=100, augment="light")
+    assert len(made.images) == 297
+    assert all(any(str(p) in str(w.message) for w in told) for p in places)
 
 
 def test_a_class_without_pictures_is_told(class_folders):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import adjoined
 from adjoined.data import load_data
@@ -198,6 +199,19 @@ def test_the_learning_rate_goes_by_the_width(config, finished, quiet, tmp_path):
 def test_data_that_changed_are_refused(config, quiet):
     with pytest.raises(DataError, match=r"digits changed: its fingerprint is .*, not 0123"):
         compress(replace(config, data_fingerprint="0123"), console=quiet)
+
+
+def test_data_that_changed_are_refused_on_resume(config, quiet, tmp_path):
+    for i, (split, name) in enumerate([("train", "a"), ("train", "b"), ("val", "a"), ("val", "b")]):
+        (tmp_path / "data" / split / name).mkdir(parents=True)
+        Image.new("L", (16, 16), 60 * i).save(tmp_path / "data" / split / name / "0.png")
+    small = replace(config, data=str(tmp_path / "data"), epochs=1, base_epochs=0, batch_size=2)
+    compress(small, console=quiet)
+    (Path(config.out) / "result.json").unlink()
+    Image.effect_noise((16, 16), 50).save(tmp_path / "data" / "train" / "a" / "1.png")
+    with pytest.raises(DataError, match=r"data changed: its fingerprint is .* bring the data back") as told:
+        compress(replace(small, resume=True), console=quiet)
+    assert "\n" not in str(told.value)
 
 
 def test_a_plan_of_another_model_is_refused(config, finished, quiet):

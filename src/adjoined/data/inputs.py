@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from timm.data.config import resolve_data_config
 from timm.data.transforms_factory import create_transform
 from torch import nn
@@ -75,8 +76,24 @@ def eval_transform(inputs: InputSpec) -> PictureTransform:
 
 
 def in_mode(picture: Image.Image, mode: str) -> Image.Image:
-    """The picture in Pillow's `mode`, whatever it was: grey, palette, CMYK."""
+    """The picture upright (EXIF) and in Pillow's `mode`, whatever it was: grey, palette, CMYK, 16 bits.
+
+    Raises ValueError for pixels whose range is unknown: floating point, or integers beyond 16 bits.
+    """
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I"):  # Pillow's own conversion makes everything above 255 white
+        picture = _eight_bits(picture)
+    elif picture.mode == "F":
+        raise ValueError("its pixels are floating point; save it with 8 or 16 bits a channel")
     return picture.convert(mode)
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """Grey of 16 bits (mode I;16, or I as some files are read) → grey of 8."""
+    values = np.asarray(picture).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError("its pixels have more than 16 bits; save it with 8 or 16 bits a channel")
+    return Image.fromarray((values // 257).astype(np.uint8))
 
 
 def normalize(pixels: torch.Tensor, inputs: InputSpec) -> torch.Tensor:
