@@ -1,0 +1,125 @@
+"""Tables of docs/benchmarks.md from benchmarks/results/*.json, and the pages that the site has.
+
+    python docs/tables.py [NAME …]      print them as Markdown
+
+It is a hook of mkdocs too: the tables stand in the page for `<!-- table: NAME -->`.
+"""
+
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
+MARK = re.compile(r"<!-- table: (\w+) -->")
+Row = tuple[Any, ...]
+
+
+def on_config(config: Any) -> Any:
+    """Leave out pages of the navigation that are not written yet."""
+    config.nav = _present(config.nav, Path(config.docs_dir))
+    return config
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    return MARK.sub(lambda found: table(found[1]), markdown)
+
+
+def table(name: str) -> str:
+    """The Markdown table of benchmarks/results/NAME.json, and where and when it was measured."""
+    found = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    rows = TABLES[name](found["rows"])
+    lines = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+    env = found["environment"]
+    place = [env["gpu"] or f"{env['cpu']}, {env['threads']} thread{'s' * (env['threads'] != 1)}"]
+    place += [f"torch {env['torch']}", f"timm {env['timm']}", env["date"]]
+    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:], "", f"*{', '.join(place)}*"])
+
+
+def step_time(rows: list[dict[str, Any]]) -> list[Row]:
+    head = ("network", "what", "batch", "CPU ms, median (quartiles)", "ratio")
+    said = {"step": "adjoined / (large + small)", "inference": "ours / timm"}
+    return [head] + [
+        (r["model"], r["what"], r["batch"], _times(r["seconds"]), f"{said[r['what']]} = {r['ratio']:.2f}")
+        for r in rows
+    ]
+
+
+def search_cost(rows: dict[str, Any]) -> list[Row]:
+    head = ("step", "CPU ms, median", "times the large one", "MB")
+    return [head] + [
+        (
+            r["step"],
+            f"{1e3 * r['seconds']['median']:.0f}",
+            f"{r['times_large']:.2f}",
+            f"{r['bytes'] / 1e6:.0f}",
+        )
+        for r in rows["steps"]
+    ]
+
+
+def search_latency(rows: list[dict[str, Any]]) -> list[Row]:
+    head = ("network", "backend", "sum over blocks, ms", "as timed, ms", "error")
+    return [head] + [
+        (
+            r["model"],
+            r["backend"],
+            f"{c['sum_ms']:.0f}",
+            f"{c['measured_ms']:.0f}",
+            f"{100 * c['error']:.1f} %",
+        )
+        for r in rows
+        for c in r["checks"]
+    ]
+
+
+def analysis_time(rows: list[dict[str, Any]]) -> list[Row]:
+    head = ("network", "blocks", "nodes", "capture, s", "axes, s", "ms a node")
+    names = ("nodes", "capture_seconds", "walk_seconds", "milliseconds_per_node")
+    return [head] + [(r["model"], r.get("depth", ""), *(r[n] for n in names)) for r in rows]
+
+
+def coverage(rows: list[dict[str, Any]]) -> list[Row]:
+    counts = {library: Counter() for library in dict.fromkeys(r["library"] for r in rows)}
+    for row in rows:
+        counts[row["library"]][row["status"] == "green"] += 1
+    return [("models of", "measured", "green")] + [(lib, c.total(), c[True]) for lib, c in counts.items()]
+
+
+def thesis_table(rows: list[dict[str, Any]]) -> list[Row]:
+    head = ("network", "reading", "parameters (M)", "GMACs")
+    return [head] + [
+        (r["model"], r["reading"], f"{r['params'] / 1e6:.2f}", f"{r['macs'] / 1e9:.2f}") for r in rows
+    ]
+
+
+TABLES: dict[str, Callable[[Any], list[Row]]] = {
+    made.__name__: made
+    for made in (step_time, search_cost, search_latency, analysis_time, coverage, thesis_table)
+}
+
+
+def _times(seconds: dict[str, dict[str, float]]) -> str:
+    return ", ".join(
+        f"{name} {1e3 * s['median']:.0f} ({1e3 * s['q1']:.0f} to {1e3 * s['q3']:.0f})"
+        for name, s in seconds.items()
+    )
+
+
+def _present(nav: list[Any], folder: Path) -> list[Any]:
+    out = []
+    for entry in nav:
+        (title, target) = next(iter(entry.items()))
+        if isinstance(target, list):
+            out.append({title: _present(target, folder)})
+        elif (folder / target).exists():
+            out.append(entry)
+    return out
+
+
+if __name__ == "__main__":
+    for wanted in sys.argv[1:] or TABLES:
+        print(f"{wanted}\n\n{table(wanted)}\n")
