@@ -1,10 +1,12 @@
 """Everything that decides a compress run, as one frozen record; the command line is made from it."""
 
+import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
+from timm.optim import list_optimizers
 
 from adjoined.errors import AdjoinedError, did_you_mean
 from adjoined.train.checkpoint import written_aside
@@ -105,13 +107,28 @@ class CompressConfig:
     warmup_epochs: Annotated[float, "epochs in which the rate rises from 0; at most a quarter of a phase"] = (
         2.0
     )
-    weight_decay: Annotated[float, "AdamW's decay of weight matrices; biases and norms have none"] = 0.05
+    opt: Annotated[str, "optimizer, by timm's name: adamw, lamb, muon, sgd …"] = "adamw"
+    weight_decay: Annotated[float, "decay of weight matrices; biases and norms have none"] = 0.05
+    layer_decay: Annotated[
+        float | None, "factor of the learning rate from a layer to the one before it; null: 1"
+    ] = None
+    accumulate: Annotated[
+        int, "parts in which a step's batch passes, one after the other: less memory, same step"
+    ] = 1
     clip_grad: Annotated[float | None, "largest norm of the gradient; null: any"] = 1.0
 
     detach_large: Annotated[bool, "stop the gradient of the KL term at the large network"] = False
     small_ce: Annotated[float, "weight of a label term for the small network"] = 0.0
     kl_weight: Annotated[float, "weight of the KL term, beside its schedule λ(t) = min(4t², 1)"] = 1.0
     label_smoothing: Annotated[float, "share of the target given to all classes alike, 0 to 1"] = 0.0
+
+    mixup: Annotated[float, "α of mixup's Beta(α, α): two pictures are blended; 0: off"] = 0.0
+    cutmix: Annotated[float, "α of cutmix's: a rectangle comes from another picture; 0: off"] = 0.0
+    erasing: Annotated[float, "share of the pictures in which a random rectangle becomes noise"] = 0.0
+    ema: Annotated[
+        float | None, "decay of an average of the weights, a step; it is judged, and what a phase ends with"
+    ] = None
+    ema_warmup: Annotated[bool, "let that decay rise from 0: min(ema, 1 - (1 + step)^-2/3)"] = False
 
     seed: Annotated[int, "seed of the weights, the order of the data and augmentation"] = 0
     device: Annotated[Device, "where to train; auto: the accelerator if there is one"] = "auto"
@@ -143,6 +160,7 @@ def check_config(config: CompressConfig) -> CompressConfig:
         ("workers", 0),
         ("img_size", 1),
         ("checkpoint_steps", 1),
+        ("accumulate", 1),
         ("keep_checkpoints", 1),
     ):
         value = getattr(config, name)
@@ -160,12 +178,39 @@ def check_config(config: CompressConfig) -> CompressConfig:
     if len(chosen) > 1:
         raise AdjoinedError(f"{' and '.join(chosen)} say two things about what to keep; give one of them")
     _check_search(config)
+    _check_training(config)
     if config.pretrained and config.checkpoint:
         raise AdjoinedError("--pretrained and --checkpoint both give weights; give one of them")
     base_epochs = config.base_epochs
     if base_epochs is None:
         base_epochs = config.epochs if config.needs_base else 0
     return replace(config, base_epochs=base_epochs)
+
+
+def _check_training(config: CompressConfig) -> None:
+    """Raise AdjoinedError for an optimizer, an augmentation or an average that cannot be."""
+    if config.opt not in list_optimizers():
+        near = did_you_mean(config.opt, list_optimizers())
+        raise AdjoinedError(f"--opt {config.opt!r} is no optimizer of timm, as adamw, lamb or sgd are{near}")
+    for name in ("mixup", "cutmix"):
+        if not 0 <= getattr(config, name) < math.inf:
+            raise AdjoinedError(f"--{name} is {getattr(config, name)}; it must be at least 0 (0: off)")
+    if (config.mixup or config.cutmix) and config.batch_size % 2:
+        raise AdjoinedError(
+            f"--mixup and --cutmix pair pictures; --batch-size {config.batch_size} must be even"
+        )
+    if not 0 <= config.erasing <= 1:
+        raise AdjoinedError(f"--erasing is {config.erasing}; it must be a share in [0, 1]")
+    for name in ("ema", "layer_decay"):
+        value = getattr(config, name)
+        if value is not None and not 0 < value < 1:
+            raise AdjoinedError(f"--{name.replace('_', '-')} is {value}; it must lie in (0, 1)")
+    if config.ema_warmup and config.ema is None:
+        raise AdjoinedError("--ema-warmup has no effect without --ema; add --ema 0.999, say")
+    if config.accumulate > config.batch_size:
+        raise AdjoinedError(
+            f"--accumulate {config.accumulate} is more than --batch-size {config.batch_size}; lower it"
+        )
 
 
 def _check_search(config: CompressConfig) -> None:
@@ -184,6 +229,8 @@ def _check_search(config: CompressConfig) -> None:
     for name in ("alpha", "plan"):
         if (value := getattr(config, name)) is not None:
             raise AdjoinedError(f"--search finds the plan that --{name} {value} gives; give one of them")
+    if config.accumulate > 1:
+        raise AdjoinedError("--search steers its budget at each forward; leave out --accumulate")
     if config.scope != "inner":
         raise AdjoinedError(
             "--search chooses heads and hidden units; --scope full is for --alpha or a budget"

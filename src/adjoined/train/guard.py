@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adjoined.train.devices import LOOK_EVERY
+
 __all__ = ["IN_A_ROW", "Guard", "StopSignal", "is_number", "stop_signals"]
 
 # Steps without a number that end a run.
 IN_A_ROW = 5
-# Steps between two looks at the device, where looking makes it wait.
-LOOK_EVERY = 20
 
 
 class Guard:

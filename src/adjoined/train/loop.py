@@ -3,6 +3,8 @@
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,8 +16,10 @@ from torch import Tensor
 
 from adjoined.data import batches, check_bad
 from adjoined.errors import AdjoinedError
+from adjoined.train.average import Average
 from adjoined.train.evaluate import top1
 from adjoined.train.guard import IN_A_ROW, Guard, StopSignal, is_number, stop_signals
+from adjoined.train.mixing import make_change
 from adjoined.train.phase import Course, Phase, Row, Setting, Tally, restore, save
 from adjoined.train.progress import Display
 from adjoined.train.tasks import Task
@@ -54,7 +58,7 @@ def fit(task: Task, phase: Phase, setting: Setting, *, state: dict[str, Any] | N
                     save(course, tally)
                     break
                 assert row is not None
-                score = f"top1_{phase.judged_by}"
+                score = f"top1_{phase.judged_by}{'_ema' if course.average else ''}"
                 best = all(row[score] >= r[score] for r in setting.history if r["phase"] == phase.name)
                 setting.history.append(row)
                 tally = Tally(tally.epoch + 1)
@@ -64,17 +68,29 @@ def fit(task: Task, phase: Phase, setting: Setting, *, state: dict[str, Any] | N
                 yield row
         if stop.number:
             _leave(course, tally, stop)
+        if course.average is not None:
+            course.average.keep()
     setting.accelerator.free_memory()
 
 
 def _start(task: Task, phase: Phase, setting: Setting) -> Course:
     config, accelerator = setting.config, setting.accelerator
-    groups: Any = task.groups(config.weight_decay) or task
-    optimizer = create_optimizer_v2(groups, opt="adamw", lr=phase.lr, weight_decay=config.weight_decay)
+    groups: Any = task.groups(config.weight_decay, config.layer_decay) or task
+    # torch's own, and fused, has its verdict on a step from the guard without a word to the host.
+    fused: dict[str, Any] = (
+        {"fused": True} if config.opt == "adamw" and accelerator.device.type == "cuda" else {}
+    )
+    optimizer = create_optimizer_v2(
+        groups, opt=config.opt, lr=phase.lr, weight_decay=config.weight_decay, **fused
+    )
     scheduler = _scheduler(optimizer, phase, setting)
     guard = Guard(optimizer, accelerator.device)
     wrapped, prepared = accelerator.prepare(task, optimizer)
-    return Course(phase, setting, wrapped, prepared, scheduler, guard)
+    change = make_change(config, setting.num_classes)
+    average = None
+    if config.ema is not None:
+        average = Average(accelerator.unwrap_model(wrapped), config.ema, warmup=config.ema_warmup)
+    return Course(phase, setting, wrapped, prepared, scheduler, guard, change, average)
 
 
 def _epoch(course: Course, tally: Tally, display: Display, stop: StopSignal) -> Row | None:
@@ -112,32 +128,48 @@ def _epoch(course: Course, tally: Tally, display: Display, stop: StopSignal) -> 
 def _step(course: Course, tally: Tally, x: Tensor, target: Tensor) -> dict[str, Tensor]:
     """One step of the optimizer, left out if its loss or gradient is no number; returns the loss, by parts."""
     setting, device = course.setting, course.setting.accelerator.device
-    step, losses = tally.epoch * len(setting.train) + tally.step, {}
+    step, losses, seen = tally.epoch * len(setting.train) + tally.step, {}, len(target)
     course.scheduler.step_update(step)
+    x, target = course.change(x.to(device, non_blocking=True), target.to(device, non_blocking=True))
     if len(target):
-        x, target = x.to(device, non_blocking=True), target.to(device, non_blocking=True)
-        losses = course.task(x, target, step / setting.steps(course.phase))
-        setting.accelerator.backward(losses["loss"])
+        losses = _gradient(course, x, target, step / setting.steps(course.phase))
         norm = None
         if setting.config.clip_grad is not None:
             norm = setting.accelerator.clip_grad_norm_(course.task.parameters(), setting.config.clip_grad)
         finite = is_number(losses["loss"], norm)
         course.guard.step(finite)
         course.optimizer.zero_grad()
-        losses = {name: part.detach() for name, part in losses.items()}
         tally.add(losses, finite, len(target))
-    tally.step, tally.seen = tally.step + 1, tally.seen + len(target)
+    if course.average is not None:
+        course.average.update(step + 1)
+    tally.step, tally.seen = tally.step + 1, tally.seen + seen
     return losses
+
+
+def _gradient(course: Course, x: Tensor, target: Tensor, progress: float) -> dict[str, Tensor]:
+    """The gradient of the mean loss over a batch, in as many parts as --accumulate says; the loss, by parts."""
+    config, accelerator = course.setting.config, course.setting.accelerator
+    means: dict[str, Tensor] = {}
+    pieces = list(zip(x.chunk(config.accumulate), target.chunk(config.accumulate), strict=True))
+    for i, (some, labels) in enumerate(pieces, 1):
+        part = len(labels) / len(target)
+        with accelerator.no_sync(course.task) if i < len(pieces) else nullcontext():
+            losses = course.task(some, labels, progress)
+            accelerator.backward(losses["loss"] * part)
+        for name, loss in losses.items():
+            means[name] = means.get(name, 0.0) + loss.detach() * part
+    return means
 
 
 def _row(course: Course, tally: Tally) -> Row:
     """The row of an epoch without its scores."""
+    first = course.optimizer.param_groups[0]
     return {
         "phase": course.phase.name,
         "epoch": tally.epoch + 1,
         "step": tally.epoch * len(course.setting.train) + tally.step,
         **tally.means(),
-        "lr": course.optimizer.param_groups[0]["lr"],
+        "lr": first["lr"] / first.get("lr_scale", 1.0),
         "skipped": int(course.guard.counts[0]),
         "images_per_s": tally.seen / tally.seconds,
         "seconds": tally.seconds,
@@ -145,7 +177,7 @@ def _row(course: Course, tally: Tally) -> Row:
 
 
 def _scores(course: Course, display: Display, stop: StopSignal) -> dict[str, float] | None:
-    """top1_NAME in percent of each network of the task; None if a signal came before the end."""
+    """top1_NAME in percent of each network of the task, and top1_NAME_ema; None if a signal came before the end."""
 
     def watch(seen: int, total: int) -> None:
         display.judging(seen, total)
@@ -154,17 +186,21 @@ def _scores(course: Course, display: Display, stop: StopSignal) -> dict[str, flo
 
     accelerator = course.setting.accelerator
     plain: Task = course.plain.eval()
+    judge = partial(
+        top1,
+        made=course.setting.validation,
+        device=accelerator.device,
+        autocast=lambda: accelerator.autocast(),
+        watch=watch,
+    )
     try:
-        scores = top1(
-            plain.networks(),
-            course.setting.validation,
-            accelerator.device,
-            autocast=lambda: accelerator.autocast(),
-            watch=watch,
-        )
+        scores = {f"top1_{name}": score for name, score in judge(plain.networks()).items()}
+        if course.average is not None:
+            with course.average.in_place():
+                scores |= {f"top1_{name}_ema": score for name, score in judge(plain.networks()).items()}
     except InterruptedError:
         return None
-    return {f"top1_{name}": score for name, score in scores.items()}
+    return scores
 
 
 def _leave(course: Course, tally: Tally, stop: StopSignal) -> None:

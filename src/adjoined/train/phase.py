@@ -10,9 +10,11 @@ from timm.scheduler.scheduler import Scheduler
 from torch import Tensor
 
 from adjoined.data import Batches
+from adjoined.train.average import Average
 from adjoined.train.checkpoint import Checkpoints, random_state, restore_random_state
 from adjoined.train.config import CompressConfig
 from adjoined.train.guard import Guard
+from adjoined.train.mixing import Change
 
 __all__ = ["Course", "Phase", "Row", "Setting", "Tally", "restore", "save"]
 
@@ -41,6 +43,7 @@ class Setting:
     checkpoints: Checkpoints
     console: Console
     history: list[Row]
+    num_classes: int = 0  # of which only mixing asks
 
     def steps(self, phase: Phase) -> int:
         """Steps of a phase: all of its epochs, or `max_steps` if that is less."""
@@ -58,6 +61,8 @@ class Course:
     optimizer: Any
     scheduler: Scheduler
     guard: Guard
+    change: Change
+    average: Average | None
 
     @property
     def plain(self) -> Any:
@@ -102,6 +107,7 @@ def save(course: Course, tally: Tally, *, best: bool = False) -> None:
         "skipped": course.guard.counts,
         "task": course.plain.state_dict(),
         "optimizer": course.optimizer.state_dict(),
+        "average": course.average.state_dict() if course.average else None,
         "random": random_state(),
         "history": setting.history,
     }
@@ -113,6 +119,8 @@ def restore(course: Course, state: dict[str, Any]) -> Tally:
     device = course.setting.accelerator.device
     course.plain.load_state_dict(state["task"])
     course.optimizer.load_state_dict(state["optimizer"])
+    if course.average is not None:
+        course.average.load_state_dict(state["average"])
     course.guard.counts = state["skipped"].to(device)
     restore_random_state(state["random"])
     tally = Tally(**state["tally"])

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 from rich.console import Console
 from torch import nn
@@ -29,6 +28,7 @@ from adjoined.errors import AdjoinedError, DataError, PlanError
 from adjoined.store import load, save
 from adjoined.train.checkpoint import Checkpoints, written_aside
 from adjoined.train.config import CompressConfig, check_config, load_config, save_config
+from adjoined.train.devices import make_accelerator, pick_device
 from adjoined.train.evaluate import top1
 from adjoined.train.folder import append_metrics, held, open_folder, rewrite_metrics, write_plan
 from adjoined.train.loop import Phase, Row, Setting, fit
@@ -77,7 +77,7 @@ def _compress(config: CompressConfig, folder: Path, console: Console) -> dict[st
     if plan is not None:
         write_plan(plan, folder)
     history = list(state["history"]) if state else []
-    setting = Setting(config, *loaders, accelerator, checkpoints, console, history)
+    setting = Setting(config, *loaders, accelerator, checkpoints, console, history, data.num_classes)
     console.print(_headline(setting, data, axes, plan), highlight=False, soft_wrap=True)
     rewrite_metrics(folder, setting.history)
     if state is None or state["phase"] == "base":
@@ -156,20 +156,6 @@ def choose_plan(axes: Axes, config: CompressConfig, resumed: Path | None = None)
     if config.macs is not None or config.params is not None:
         return axes.plan(macs=config.macs, params=config.params, scope=config.scope)
     return axes.plan(alpha=4 if config.alpha is None else config.alpha, scope=config.scope)
-
-
-def pick_device(name: str) -> torch.device:
-    """auto, cpu or cuda → a device that is there. Raises AdjoinedError when it is not."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise AdjoinedError("--device cuda, but PyTorch sees no GPU; use --device cpu or auto")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def make_accelerator(device: str, precision: str) -> Accelerator:
-    """accelerate's view of `device` (see `pick_device`) and `precision` (auto, fp32, bf16)."""
-    on_cuda = pick_device(device).type == "cuda"
-    bf16 = precision == "bf16" or (precision == "auto" and on_cuda and torch.cuda.is_bf16_supported())
-    return Accelerator(cpu=device == "cpu", mixed_precision="bf16" if bf16 else "no")
 
 
 def _load(config: CompressConfig) -> tuple[ImageData, nn.Module, InputSpec]:
@@ -264,7 +250,8 @@ def _finish(twin: Adjoined, plan: Plan, setting: Setting, folder: Path, data: Im
     networks = {"large": twin.large, "small": load(folder / "small").to(device).eval()}
     with setting.console.status("judging the small network as it was saved"):
         scores = top1(networks, setting.validation, device)
-    base = [row for row in setting.history if row["phase"] == "base"][-1]["top1_large"]
+    last = [row for row in setting.history if row["phase"] == "base"][-1]
+    base = last.get("top1_large_ema", last["top1_large"])
     large, small = (asdict(twin.axes.cost(p)) for p in (None, plan))
     result = {
         "base": {"top1": base, **large},

@@ -22,7 +22,7 @@ from adjoined.train.checkpoint import written_aside
 from adjoined.train.config import CompressConfig
 from adjoined.train.folder import append_metrics, write_plan
 from adjoined.train.loop import Phase, Setting, fit
-from adjoined.train.tasks import Network, Task
+from adjoined.train.tasks import Network, Task, layered
 
 __all__ = ["SearchTask", "objective_of", "run_search", "search_facts", "subset"]
 
@@ -47,11 +47,17 @@ class SearchTask(Task):
     def report(self, progress: float) -> dict[str, Any]:
         return self.objective.report(progress)
 
-    def groups(self, weight_decay: float) -> list[dict[str, Any]]:
+    def groups(self, weight_decay: float, layer_decay: float | None = None) -> list[dict[str, Any]]:
         network = self.objective.network
-        excepted = getattr(network.large, "no_weight_decay", set)()
         gates = {"params": [network.eta], "lr": self.gate_lr, "weight_decay": 0.0}
+        if layer_decay is not None:
+            return [*layered(network.large, weight_decay, layer_decay), gates]
+        excepted = getattr(network.large, "no_weight_decay", set)()
         return [*param_groups_weight_decay(network.large, weight_decay, no_weight_decay_list=excepted), gates]
+
+    @property
+    def large(self) -> nn.Module:
+        return self.objective.network.large
 
 
 def objective_of(
@@ -104,7 +110,8 @@ def run_search(
 
     The weights it began with wait in RUN/base.pt, so that a search that was killed ends in the same training.
     """
-    config, network = setting.config, objective.network
+    config, network = replace(setting.config, ema=None, ema_warmup=False), objective.network
+    setting = replace(setting, config=config)  # the gates of the last step decide, not their average
     if state is None:
         with written_aside(folder / BASE) as file:
             torch.save(model.state_dict(), file)

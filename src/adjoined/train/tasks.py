@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from typing import Any, cast
 
+from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 from torch.nn import functional
 
 from adjoined.losses import adjoined_loss
 
-__all__ = ["LabelTask", "Network", "Task", "TwinTask"]
+__all__ = ["LabelTask", "Network", "Task", "TwinTask", "layered"]
 
 Network = Callable[[Tensor], Tensor]
 
@@ -28,9 +29,17 @@ class Task(nn.Module):
         """More of what a line of metrics.jsonl says of an epoch, when a share `progress` of the phase is done."""
         return {}
 
-    def groups(self, weight_decay: float) -> list[dict[str, Any]] | None:
-        """Parameter groups for the optimizer, some with settings of their own; None: timm's, by weight decay."""
-        return None
+    def groups(self, weight_decay: float, layer_decay: float | None = None) -> list[dict[str, Any]] | None:
+        """Parameter groups for the optimizer, some with settings of their own; None: timm's, by weight decay.
+
+        `layer_decay`: the learning rate of a layer over that of the one behind it, in the network that owns them.
+        """
+        return None if layer_decay is None else layered(self.large, weight_decay, layer_decay)
+
+    @property
+    def large(self) -> nn.Module:
+        """The network whose parameters are trained."""
+        raise NotImplementedError
 
     def no_weight_decay(self) -> set[str]:
         """Parameters that the network itself excepts from weight decay, by their name in the task."""
@@ -40,6 +49,14 @@ class Task(nn.Module):
             if module is not self and hasattr(module, "no_weight_decay"):
                 excepted |= {f"{prefix}.{name}" for name in cast(Any, module).no_weight_decay()}
         return excepted.intersection(names)
+
+
+def layered(network: nn.Module, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
+    """timm's groups by layer; what has no group_matcher is layered by the order of its modules."""
+    excepted = getattr(network, "no_weight_decay", set)()
+    return param_groups_layer_decay(
+        network, weight_decay, no_weight_decay_list=excepted, layer_decay=layer_decay
+    )
 
 
 class LabelTask(Task):
@@ -56,6 +73,10 @@ class LabelTask(Task):
     def networks(self) -> dict[str, Network]:
         return {"large": self.model}
 
+    @property
+    def large(self) -> nn.Module:
+        return self.model
+
 
 class TwinTask(Task):
     """The adjoined loss of a twin; `options` are those of `adjoined_loss`."""
@@ -70,3 +91,7 @@ class TwinTask(Task):
 
     def networks(self) -> dict[str, Network]:
         return {"large": self.twin.large, "small": self.twin.small_forward}
+
+    @property
+    def large(self) -> nn.Module:
+        return self.twin.large
