@@ -189,8 +189,9 @@ def check_config(config: CompressConfig) -> CompressConfig:
 
 def _check_training(config: CompressConfig) -> None:
     """Raise AdjoinedError for an optimizer, an augmentation or an average that cannot be."""
-    if config.opt not in list_optimizers():
-        near = did_you_mean(config.opt, list_optimizers())
+    names = [str(name) for name in list_optimizers()]
+    if config.opt not in names:
+        near = did_you_mean(config.opt, names)
         raise AdjoinedError(f"--opt {config.opt!r} is no optimizer of timm, as adamw, lamb or sgd are{near}")
     for name in ("mixup", "cutmix"):
         if not 0 <= getattr(config, name) < math.inf:
