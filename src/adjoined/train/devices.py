@@ -1,12 +1,25 @@
 """Which devices train, and what their processes have to agree on."""
 
+from typing import Any
+
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, distributed
 
 from adjoined.errors import AdjoinedError
 
-__all__ = ["LOOK_EVERY", "agreed", "make_accelerator", "pick_device", "share", "total", "weight_of"]
+__all__ = [
+    "LOOK_EVERY",
+    "agreed",
+    "everyones",
+    "from_first",
+    "make_accelerator",
+    "pick_device",
+    "share",
+    "total",
+    "weight_of",
+]
 
 # Steps between two looks at the device, where looking makes it wait.
 LOOK_EVERY = 20
@@ -16,7 +29,11 @@ def make_accelerator(device: str, precision: str) -> Accelerator:
     """accelerate's view of `device` (see `pick_device`) and `precision` (auto, fp32, bf16)."""
     on_cuda = pick_device(device).type == "cuda"
     bf16 = precision == "bf16" or (precision == "auto" and on_cuda and torch.cuda.is_bf16_supported())
-    return Accelerator(cpu=device == "cpu", mixed_precision="bf16" if bf16 else "no")
+    # Gates that wait, and networks with parameters that nothing reads, leave gradients out.
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+    return Accelerator(
+        cpu=device == "cpu", mixed_precision="bf16" if bf16 else "no", kwargs_handlers=[unused]
+    )
 
 
 def pick_device(name: str) -> torch.device:
@@ -49,6 +66,24 @@ def weight_of(pictures: int, accelerator: Accelerator) -> Tensor | float:
         return 1.0
     mine = torch.tensor(float(pictures), device=accelerator.device)
     return mine * accelerator.num_processes / total(mine, accelerator).clamp(min=1)
+
+
+def everyones(mine: Any, accelerator: Accelerator) -> list[Any]:
+    """What each process has, by its index."""
+    if accelerator.num_processes == 1:
+        return [mine]
+    every: list[Any] = [None] * accelerator.num_processes
+    distributed.all_gather_object(every, mine)
+    return every
+
+
+def from_first(value: Any, accelerator: Accelerator) -> Any:
+    """What the first process gives, on each of them."""
+    if accelerator.num_processes == 1:
+        return value
+    held = [value]
+    distributed.broadcast_object_list(held)
+    return held[0]
 
 
 def agreed(number: int, step: int, accelerator: Accelerator) -> int:

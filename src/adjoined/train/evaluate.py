@@ -19,16 +19,19 @@ def top1(
     *,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
     watch: Callable[[int, int], None] | None = None,
+    share: tuple[int, int] = (0, 1),
+    total: Callable[[torch.Tensor], torch.Tensor] = lambda count: count,
 ) -> dict[str, float]:
     """Top-1 accuracy of each network in percent, over one pass of the data.
 
     `watch` is told after each batch how many pictures of how many are done. The networks are expected on
-    `device`, in evaluation mode. Raises DataError when too many pictures do not decode.
+    `device`, in evaluation mode. Of several processes each takes its `share` of every batch, and `total` adds up
+    a count over all of them: each picture counts once. Raises DataError when too many pictures do not decode.
     """
     right = {name: torch.zeros((), dtype=torch.int64, device=device) for name in networks}
     seen = 0
     with torch.no_grad():
-        for x, target in batches(made):
+        for x, target in batches(made, share=share):
             if not len(target):
                 continue
             x, target = x.to(device, non_blocking=True), target.to(device, non_blocking=True)
@@ -38,8 +41,9 @@ def top1(
                 right[name] += (logits.argmax(-1) == target).sum()
             seen += len(target)
             if watch is not None:
-                watch(seen, len(made.images))
+                watch(min(seen * share[1], len(made.images)), len(made.images))
     check_bad(made)
-    if not seen:
+    judged = int(total(torch.tensor(seen, device=device)))
+    if not judged:
         raise DataError("no picture of the data decodes")
-    return {name: 100.0 * int(hits) / seen for name, hits in right.items()}
+    return {name: 100.0 * int(total(hits)) / judged for name, hits in right.items()}

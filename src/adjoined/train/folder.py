@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from torch import distributed
 
 from adjoined.core.plan import Plan
 from adjoined.errors import AdjoinedError
@@ -92,7 +93,9 @@ def rewrite_metrics(folder: Path, history: Iterable[Mapping[str, Any]]) -> None:
 
 
 def append_metrics(folder: Path, row: Mapping[str, Any]) -> None:
-    """One more line of metrics.jsonl."""
+    """One more line of metrics.jsonl; of several processes the first writes it."""
+    if distributed.is_initialized() and distributed.get_rank():
+        return
     with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
 

@@ -65,8 +65,9 @@ def is_number(*values: Tensor | None) -> Tensor:
 
 @dataclass
 class StopSignal:
-    """`number` is the signal that asked to stop, or 0."""
+    """`asked`: the signal that asked this process to stop, or 0; `number`: what all processes have agreed to obey."""
 
+    asked: int = 0
     number: int = 0
 
     @property
@@ -89,7 +90,7 @@ def stop_signals() -> Iterator[StopSignal]:
     before: dict[int, Any] = {}
 
     def note(number: int, frame: Any) -> None:
-        asked.number = number
+        asked.asked = number
         for each, handler in before.items():
             signal.signal(each, handler)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from adjoined.data import batches, check_bad
 from adjoined.errors import AdjoinedError
 from adjoined.train.average import Average
+from adjoined.train.devices import agreed, share, total, weight_of
 from adjoined.train.evaluate import top1
 from adjoined.train.guard import IN_A_ROW, Guard, StopSignal, is_number, stop_signals
 from adjoined.train.mixing import make_change
@@ -38,7 +39,7 @@ def fit(task: Task, phase: Phase, setting: Setting, *, state: dict[str, Any] | N
 
     Raises AdjoinedError when five losses in a row are no number, DataError when too many pictures do not decode.
     """
-    set_seed(setting.config.seed + phase.order)
+    set_seed(setting.config.seed + phase.order + 1000 * setting.accelerator.process_index)
     course = _start(task, phase, setting)
     tally = restore(course, state) if state is not None else Tally()
     total, each = setting.steps(phase), len(setting.train)
@@ -66,6 +67,7 @@ def fit(task: Task, phase: Phase, setting: Setting, *, state: dict[str, Any] | N
                 save(course, tally, best=best)
                 display.epoch(row)
                 yield row
+                stop.number = agreed(stop.asked, 0, setting.accelerator)
         if stop.number:
             _leave(course, tally, stop)
         if course.average is not None:
@@ -96,13 +98,19 @@ def _start(task: Task, phase: Phase, setting: Setting) -> Course:
 def _epoch(course: Course, tally: Tally, display: Display, stop: StopSignal) -> Row | None:
     """What is left of an epoch, and its evaluation: the row of it, or None if a signal came before its end."""
     phase, setting = course.phase, course.setting
-    config, total = setting.config, setting.steps(phase)
+    config, steps = setting.config, setting.steps(phase)
     before = tally.epoch * len(setting.train)
-    loader = batches(setting.train, seed=config.seed * 1000 + phase.order, epoch=tally.epoch, skip=tally.step)
+    loader = batches(
+        setting.train,
+        seed=config.seed * 1000 + phase.order,
+        epoch=tally.epoch,
+        skip=tally.step,
+        share=share(setting.accelerator),
+    )
     course.task.train()
     start, earlier, first = time.perf_counter(), tally.seconds, tally.seen
     for x, target in loader:
-        if before + tally.step >= total:
+        if before + tally.step >= steps:
             break
         losses = _step(course, tally, x, target)
         tally.seconds = earlier + time.perf_counter() - start
@@ -111,8 +119,9 @@ def _epoch(course: Course, tally: Tally, display: Display, stop: StopSignal) -> 
         display.step(step, now, (tally.seen - first) / (tally.seconds - earlier))
         if due:
             check_bad(setting.train)
-        if course.guard.hopeless(look=due):
+        if course.guard.hopeless():
             _give_up(course, step)
+        stop.number = agreed(stop.asked, step, setting.accelerator)
         if stop.number:
             return None
         if config.checkpoint_steps and tally.step % config.checkpoint_steps == 0:
@@ -120,7 +129,7 @@ def _epoch(course: Course, tally: Tally, display: Display, stop: StopSignal) -> 
     if course.guard.hopeless(look=True):
         _give_up(course, before + tally.step)
     tally.seconds = earlier + time.perf_counter() - start
-    row = _row(course, tally) | course.plain.report((before + tally.step) / total)
+    row = _row(course, tally) | course.plain.report((before + tally.step) / steps)
     scores = _scores(course, display, stop)
     return None if scores is None else row | scores
 
@@ -131,22 +140,31 @@ def _step(course: Course, tally: Tally, x: Tensor, target: Tensor) -> dict[str, 
     step, losses, seen = tally.epoch * len(setting.train) + tally.step, {}, len(target)
     course.scheduler.step_update(step)
     x, target = course.change(x.to(device, non_blocking=True), target.to(device, non_blocking=True))
+    weight = weight_of(len(target), setting.accelerator)
+    if not len(target) and setting.accelerator.num_processes > 1:  # nothing decodes, but the others wait
+        x, target = (
+            torch.zeros(1, *x.shape[1:], device=device),
+            torch.zeros(1, dtype=torch.long, device=device),
+        )
     if len(target):
-        losses = _gradient(course, x, target, step / setting.steps(course.phase))
+        losses = _gradient(course, x, target, step / setting.steps(course.phase), weight)
         norm = None
         if setting.config.clip_grad is not None:
             norm = setting.accelerator.clip_grad_norm_(course.task.parameters(), setting.config.clip_grad)
         finite = is_number(losses["loss"], norm)
+        finite = total((~finite).float(), setting.accelerator) == 0
         course.guard.step(finite)
         course.optimizer.zero_grad()
-        tally.add(losses, finite, len(target))
+        tally.add(losses, finite, min(seen, len(target)))
     if course.average is not None:
         course.average.update(step + 1)
     tally.step, tally.seen = tally.step + 1, tally.seen + seen
     return losses
 
 
-def _gradient(course: Course, x: Tensor, target: Tensor, progress: float) -> dict[str, Tensor]:
+def _gradient(
+    course: Course, x: Tensor, target: Tensor, progress: float, weight: Tensor | float
+) -> dict[str, Tensor]:
     """The gradient of the mean loss over a batch, in as many parts as --accumulate says; the loss, by parts."""
     config, accelerator = course.setting.config, course.setting.accelerator
     means: dict[str, Tensor] = {}
@@ -155,7 +173,7 @@ def _gradient(course: Course, x: Tensor, target: Tensor, progress: float) -> dic
         part = len(labels) / len(target)
         with accelerator.no_sync(course.task) if i < len(pieces) else nullcontext():
             losses = course.task(some, labels, progress)
-            accelerator.backward(losses["loss"] * part)
+            accelerator.backward(losses["loss"] * part * weight)
         for name, loss in losses.items():
             means[name] = means.get(name, 0.0) + loss.detach() * part
     return means
@@ -168,10 +186,10 @@ def _row(course: Course, tally: Tally) -> Row:
         "phase": course.phase.name,
         "epoch": tally.epoch + 1,
         "step": tally.epoch * len(course.setting.train) + tally.step,
-        **tally.means(),
+        **tally.means(course.setting.accelerator),
         "lr": first["lr"] / first.get("lr_scale", 1.0),
         "skipped": int(course.guard.counts[0]),
-        "images_per_s": tally.seen / tally.seconds,
+        "images_per_s": tally.seen * course.setting.accelerator.num_processes / tally.seconds,
         "seconds": tally.seconds,
     }
 
@@ -181,7 +199,8 @@ def _scores(course: Course, display: Display, stop: StopSignal) -> dict[str, flo
 
     def watch(seen: int, total: int) -> None:
         display.judging(seen, total)
-        if stop.number:
+        if stop.asked and accelerator.num_processes == 1:  # several could not stop at one picture
+            stop.number = stop.asked
             raise InterruptedError
 
     accelerator = course.setting.accelerator
@@ -192,6 +211,8 @@ def _scores(course: Course, display: Display, stop: StopSignal) -> dict[str, flo
         device=accelerator.device,
         autocast=lambda: accelerator.autocast(),
         watch=watch,
+        share=share(accelerator),
+        total=partial(total, accelerator=accelerator),
     )
     try:
         scores = {f"top1_{name}": score for name, score in judge(plain.networks()).items()}
@@ -208,11 +229,12 @@ def _leave(course: Course, tally: Tally, stop: StopSignal) -> None:
     setting = course.setting
     step = tally.epoch * len(setting.train) + tally.step
     folder = setting.config.out or setting.checkpoints.folder.parent
-    print(
+    text = (
         f"adjoined: {stop.name}: saved at step {step} of {setting.steps(course.phase)} of {course.phase.name}; "
-        f"go on with: adjoined compress --resume --out {folder}",
-        file=sys.stderr,
+        f"go on with: adjoined compress --resume --out {folder}"
     )
+    if setting.accelerator.is_main_process:
+        print(text, file=sys.stderr)
     raise SystemExit(stop.exit_code)
 
 

@@ -13,6 +13,7 @@ from adjoined.data import Batches
 from adjoined.train.average import Average
 from adjoined.train.checkpoint import Checkpoints, random_state, restore_random_state
 from adjoined.train.config import CompressConfig
+from adjoined.train.devices import everyones, total
 from adjoined.train.guard import Guard
 from adjoined.train.mixing import Change
 
@@ -90,27 +91,29 @@ class Tally:
         for name, loss in losses.items():
             self.sums[name] = self.sums.get(name, 0.0) + torch.where(finite, loss, 0.0) * pictures
 
-    def means(self) -> dict[str, float]:
-        """The mean of each loss part over the pictures that counted."""
-        counted = max(int(self.counted), 1)
-        return {name: float(value) / counted for name, value in self.sums.items()}
+    def means(self, accelerator: Accelerator) -> dict[str, float]:
+        """The mean of each loss part over the pictures that counted, of all processes."""
+        counted = max(int(total(self.counted, accelerator)), 1)
+        return {name: float(total(value, accelerator)) / counted for name, value in self.sums.items()}
 
 
 def save(course: Course, tally: Tally, *, best: bool = False) -> None:
-    """A checkpoint from which `restore` goes on at the very next step."""
+    """A checkpoint from which `restore` goes on at the very next step; all processes call it, the first writes."""
     phase, setting = course.phase, course.setting
     name = f"{phase.order}-{phase.name}-{tally.epoch:05d}"
     state = {
         "phase": phase.name,
         "epoch": tally.epoch,
-        "tally": {**asdict(tally), "sums": dict(tally.sums)},
+        "tally": _whole(tally, setting.accelerator),
         "skipped": course.guard.counts,
         "task": course.plain.state_dict(),
         "optimizer": course.optimizer.state_dict(),
         "average": course.average.state_dict() if course.average else None,
-        "random": random_state(),
+        "random": everyones(random_state(), setting.accelerator),
         "history": setting.history,
     }
+    if not setting.accelerator.is_main_process:
+        return
     setting.checkpoints.save(f"{name}-{tally.step:08d}" if tally.step else name, state, best=best)
 
 
@@ -122,7 +125,15 @@ def restore(course: Course, state: dict[str, Any]) -> Tally:
     if course.average is not None:
         course.average.load_state_dict(state["average"])
     course.guard.counts = state["skipped"].to(device)
-    restore_random_state(state["random"])
+    own = course.setting.accelerator.process_index
+    if own < len(state["random"]):  # else there are more processes than there were
+        restore_random_state(state["random"][own])
     tally = Tally(**state["tally"])
-    tally.sums = {name: value.to(device) for name, value in tally.sums.items()}
+    tally.counted = tally.counted.to(device) * (own == 0)  # the first process has the sums of all
+    tally.sums = {name: value.to(device) * (own == 0) for name, value in tally.sums.items()}
     return tally
+
+
+def _whole(tally: Tally, accelerator: Accelerator) -> dict[str, Any]:
+    sums = {name: total(value, accelerator) for name, value in tally.sums.items()}
+    return {**asdict(tally), "sums": sums, "counted": total(tally.counted, accelerator)}

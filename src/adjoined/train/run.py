@@ -11,11 +11,15 @@ RUN/config.yaml     the flags, as `--config` reads them
 import json
 import shutil
 import time
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 from rich.console import Console
 from torch import nn
@@ -28,13 +32,13 @@ from adjoined.errors import AdjoinedError, DataError, PlanError
 from adjoined.store import load, save
 from adjoined.train.checkpoint import Checkpoints, written_aside
 from adjoined.train.config import CompressConfig, check_config, load_config, save_config
-from adjoined.train.devices import make_accelerator, pick_device
+from adjoined.train.devices import from_first, make_accelerator, pick_device, share, total
 from adjoined.train.evaluate import top1
 from adjoined.train.folder import append_metrics, held, open_folder, rewrite_metrics, write_plan
 from adjoined.train.loop import Phase, Row, Setting, fit
 from adjoined.train.networks import build_model, check_outputs, default_lr
 from adjoined.train.search import objective_of, run_search, search_facts, subset
-from adjoined.train.tasks import LabelTask, TwinTask
+from adjoined.train.tasks import LabelTask, Network, TwinTask
 
 __all__ = ["choose_plan", "compress", "evaluate", "make_accelerator"]
 
@@ -47,17 +51,29 @@ def compress(config: CompressConfig, *, console: Console | None = None) -> dict[
 
     Raises AdjoinedError, DataError or PlanError for anything a user can mend.
     """
-    config, console = check_config(config), console or Console()
-    folder, config = open_folder(config)
+    config = check_config(config)
+    accelerator = make_accelerator(config.device, config.precision)
+    first = accelerator.is_main_process
+    if config.batch_size % accelerator.num_processes:
+        raise AdjoinedError(
+            f"--batch-size {config.batch_size} is that of all processes; make it a multiple of {accelerator.num_processes}"
+        )
+    if config.latency_ms is not None and accelerator.num_processes > 1:
+        raise AdjoinedError(
+            "--latency-ms is measured by one process; search with one, then train with --plan"
+        )
+    console = (console or Console()) if first else Console(quiet=True)
+    folder, config = from_first(open_folder(config) if first else None, accelerator)
     if config.resume and (folder / "result.json").exists():
         return json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    with held(folder):
-        return _compress(config, folder, console)
+    with held(folder) if first else nullcontext():
+        return from_first(_compress(config, folder, accelerator, console), accelerator)
 
 
-def _compress(config: CompressConfig, folder: Path, console: Console) -> dict[str, Any]:
+def _compress(
+    config: CompressConfig, folder: Path, accelerator: Accelerator, console: Console
+) -> dict[str, Any]:
     checkpoints = Checkpoints(folder / "checkpoints", keep=config.keep_checkpoints)
-    accelerator = make_accelerator(config.device, config.precision)
     set_seed(config.seed)
     with console.status("reading the data, capturing the network"):
         data, model, inputs = _load(config)
@@ -73,13 +89,15 @@ def _compress(config: CompressConfig, folder: Path, console: Console) -> dict[st
     lr = config.lr or default_lr(model, has_weights=not config.needs_base)
     base_lr = config.base_lr or lr
     config = replace(config, lr=lr, base_lr=base_lr, data_fingerprint=data.fingerprint, out=str(folder))
-    save_config(config, folder / "config.yaml")  # it is what makes the folder a run
-    if plan is not None:
-        write_plan(plan, folder)
+    if accelerator.is_main_process:
+        save_config(config, folder / "config.yaml")  # it is what makes the folder a run
+        if plan is not None:
+            write_plan(plan, folder)
     history = list(state["history"]) if state else []
     setting = Setting(config, *loaders, accelerator, checkpoints, console, history, data.num_classes)
     console.print(_headline(setting, data, axes, plan), highlight=False, soft_wrap=True)
-    rewrite_metrics(folder, setting.history)
+    if accelerator.is_main_process:
+        rewrite_metrics(folder, setting.history)
     if state is None or state["phase"] == "base":
         _train_base(model, setting, folder, state)
         state = None
@@ -141,6 +159,18 @@ def evaluate(
         "top1": score,
         "params": sum(p.numel() for p in net.parameters()),
     }
+
+
+def judge(networks: Mapping[str, Network], setting: Setting) -> dict[str, float]:
+    """Top-1 in percent of each network on the held-out pictures, shared out among the processes."""
+    accelerator = setting.accelerator
+    return top1(
+        networks,
+        setting.validation,
+        accelerator.device,
+        share=share(accelerator),
+        total=partial(total, accelerator=accelerator),
+    )
 
 
 def choose_plan(axes: Axes, config: CompressConfig, resumed: Path | None = None) -> Plan:
@@ -223,7 +253,7 @@ def _train_base(model: nn.Module, setting: Setting, folder: Path, state: dict[st
         return
     device = setting.accelerator.device
     start = time.perf_counter()
-    score = top1(task.to(device).eval().networks(), setting.validation, device)["large"]
+    score = judge(task.to(device).eval().networks(), setting)["large"]
     row: Row = {
         "phase": "base",
         "epoch": 0,
@@ -238,18 +268,13 @@ def _train_base(model: nn.Module, setting: Setting, folder: Path, state: dict[st
 def _finish(twin: Adjoined, plan: Plan, setting: Setting, folder: Path, data: ImageData) -> dict[str, Any]:
     """Save the small network, evaluate it as it was saved, write the result."""
     device = setting.accelerator.device
-    aside = folder / ".small"
-    shutil.rmtree(aside, ignore_errors=True)
-    save(twin.small().eval().cpu(), aside)
-    inputs = {"inputs": asdict(setting.train.inputs), "classes": list(data.classes)}
-    (aside / "inputs.json").write_text(json.dumps(inputs, indent=1) + "\n", encoding="utf-8")
-    shutil.rmtree(folder / "small", ignore_errors=True)
-    aside.rename(folder / "small")
-
+    if setting.accelerator.is_main_process:
+        _save_small(twin, setting, folder, data)
+    setting.accelerator.wait_for_everyone()
     twin = twin.to(device).eval()
     networks = {"large": twin.large, "small": load(folder / "small").to(device).eval()}
     with setting.console.status("judging the small network as it was saved"):
-        scores = top1(networks, setting.validation, device)
+        scores = judge(networks, setting)
     last = [row for row in setting.history if row["phase"] == "base"][-1]
     base = last.get("top1_large_ema", last["top1_large"])
     large, small = (asdict(twin.axes.cost(p)) for p in (None, plan))
@@ -268,9 +293,21 @@ def _finish(twin: Adjoined, plan: Plan, setting: Setting, folder: Path, data: Im
         "blocks": _blocks(twin.axes, plan),
         **search_facts(setting.config, twin.axes),
     }
-    with written_aside(folder / "result.json") as file:
-        file.write((json.dumps(result, indent=1) + "\n").encode())
+    if setting.accelerator.is_main_process:
+        with written_aside(folder / "result.json") as file:
+            file.write((json.dumps(result, indent=1) + "\n").encode())
     return result
+
+
+def _save_small(twin: Adjoined, setting: Setting, folder: Path, data: ImageData) -> None:
+    """RUN/small, whole or as it was."""
+    aside = folder / ".small"
+    shutil.rmtree(aside, ignore_errors=True)
+    save(twin.small().eval().cpu(), aside)
+    inputs = {"inputs": asdict(setting.train.inputs), "classes": list(data.classes)}
+    (aside / "inputs.json").write_text(json.dumps(inputs, indent=1) + "\n", encoding="utf-8")
+    shutil.rmtree(folder / "small", ignore_errors=True)
+    aside.rename(folder / "small")
 
 
 def _blocks(axes: Axes, plan: Plan) -> dict[str, Any]:

@@ -112,10 +112,11 @@ def run_search(
     """
     config, network = replace(setting.config, ema=None, ema_warmup=False), objective.network
     setting = replace(setting, config=config)  # the gates of the last step decide, not their average
-    if state is None:
+    first = setting.accelerator.is_main_process
+    if state is None and first:
         with written_aside(folder / BASE) as file:
             torch.save(model.state_dict(), file)
-    else:
+    elif state is not None:
         model.load_state_dict(torch.load(folder / BASE, map_location="cpu", weights_only=True))
     network.large.load_state_dict(model.state_dict())
     assert config.lr is not None
@@ -124,7 +125,8 @@ def run_search(
     for row in fit(task, phase, setting, state=dict(state) if state else None):
         append_metrics(folder, row)
     plan = objective.plan()
-    write_plan(plan, folder)
+    if first:
+        write_plan(plan, folder)
     return plan
 
 

@@ -1,0 +1,68 @@
+"""Two gloo processes train as one does: same loss, each picture judged once, the first alone writes."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FLAGS = {
+    "model_args": {"embed_dim": 16, "depth": 1, "num_heads": 2, "mlp_ratio": 2, "patch_size": 8},
+    "alpha": 2.0, "epochs": 2, "base_epochs": 1, "batch_size": 120, "lr": 2e-3, "device": "cpu", "workers": 0,
+    "ema": 0.9,
+}  # fmt: skip
+# What each process runs: the command's library call, and a note of every file it opens for writing.
+PROCESS = """
+import json, os, sys, io
+from pathlib import Path
+wrote = []
+sys.addaudithook(lambda name, args: wrote.append(str(args[0])) if name == "open" and isinstance(args[1], str)
+                 and set(args[1]) & set("wax+") and sys.argv[1] in str(args[0]) else None)
+from adjoined.train.config import CompressConfig
+from adjoined.train.run import compress
+result = compress(CompressConfig(**json.loads(sys.argv[2]), out=sys.argv[1]))
+Path(sys.argv[1]).with_name(f"rank{os.environ.get('RANK', '0')}.json").write_text(json.dumps([wrote, result]))
+"""
+
+
+def run(folder, processes, flags):
+    """The result and the metrics of a run, and what each process wrote."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder.mkdir()
+    base = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    started = []
+    for rank in range(processes):
+        env = base | {"OMP_NUM_THREADS": "1"}
+        if processes > 1:
+            env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+            env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+        command = [sys.executable, "-W", "ignore", "-c", PROCESS, str(folder / "run"), json.dumps(flags)]
+        started.append(subprocess.Popen(command, env=env, cwd=ROOT, stderr=subprocess.PIPE, text=True))
+    for process in started:
+        _, told = process.communicate(timeout=250)
+        assert process.returncode == 0, told
+    notes = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(processes)]
+    rows = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    return notes, rows
+
+
+def test_two_processes_are_as_good_as_one(tmp_path):
+    one, rows = run(tmp_path / "one", 1, FLAGS)
+    two, other = run(tmp_path / "two", 2, FLAGS)
+    assert [row["step"] for row in rows] == [row["step"] for row in other] == [11, 11, 22]
+    for mine, theirs in zip(rows, other, strict=True):
+        for name in ("loss", "ce", "kl", "lam", "lr"):
+            assert theirs.get(name) == pytest.approx(mine.get(name), abs=1e-5)
+        for name in (n for n in mine if n.startswith("top1_")):
+            assert theirs[name] == pytest.approx(mine[name], abs=100 / 360 + 1e-6)  # a tie may fall otherwise
+            assert theirs[name] * 3.6 == pytest.approx(round(theirs[name] * 3.6))  # of all 360, once
+    assert two[0][1] == two[1][1]
+    assert two[0][0]
+    assert two[1][0] == []
+    assert one[0][1]["large"]["macs"] == two[0][1]["large"]["macs"]
