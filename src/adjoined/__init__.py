@@ -5,6 +5,7 @@ from adjoined.core.cost import Cost
 from adjoined.core.plan import Plan
 from adjoined.core.twin import Adjoined
 from adjoined.errors import AdjoinedError
+from adjoined.export import export
 from adjoined.losses import adjoined_loss
 from adjoined.search import search
 from adjoined.store import load, save
@@ -17,6 +18,7 @@ __all__ = [
     "Cost",
     "Plan",
     "adjoined_loss",
+    "export",
     "find_axes",
     "load",
     "save",

@@ -17,7 +17,7 @@ from adjoined.errors import AdjoinedError
 __all__ = ["COMMANDS", "main"]
 
 # Each is a module here with HELP, add_flags(parser) and run(given).
-COMMANDS = ("inspect", "compress", "search", "evaluate", "report")
+COMMANDS = ("inspect", "compress", "search", "evaluate", "export", "benchmark", "report", "push")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,9 +10,9 @@ import torch
 from accelerate.state import AcceleratorState
 
 from adjoined.cli import compress, main
-from docs.pages.blocks import blocks, commands, tiny
+from docs.blocks import blocks, commands, tiny
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "examples" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 WITH_CODE = [page for page in PAGES if blocks(page)]
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 spec = importlib.util.spec_from_file_location("docs_tables", DOCS / "tables.py")
 assert spec is not None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 LONGEST, CPU_SECONDS = 60, 30
 # script: the least that its small network reaches, top-1 in percent; a tenth of it is chance

@@ -1,0 +1,60 @@
+"""adjoined benchmark: how long base, large and small take here, by each runtime."""
+
+import json
+from typing import Any, Literal
+
+from jsonargparse import ActionYesNo, ArgumentParser
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["HELP", "add_flags", "run"]
+
+HELP = "latency of base, large and small in PyTorch, ONNX Runtime and OpenVINO on this device"
+
+
+def add_flags(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "run", type=str | None, nargs="?", default=None, help="folder of the run; null: the last one"
+    )
+    parser.add_argument(
+        "--backends",
+        type=str,
+        nargs="+",
+        default=None,
+        help="of eager, compiled, onnxruntime, openvino; null: those installed, uncompiled",
+    )
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 32], help="batch sizes")
+    parser.add_argument("--rounds", type=int, default=15, help="timings of each, of which the median counts")
+    parser.add_argument(
+        "--threads", type=int | None, default=None, help="processor threads; null: PyTorch's choice"
+    )
+    parser.add_argument("--device", type=Literal["cpu", "cuda"], default="cpu", help="where to run it")
+    parser.add_argument(
+        "--json", action=ActionYesNo(yes_prefix="", no_prefix="no-"), default=False, help="print JSON instead"
+    )
+
+
+def run(given: dict[str, Any]) -> None:
+    from adjoined.train.folder import latest_run
+    from adjoined.train.handover import benchmark_run
+
+    as_json, folder = given.pop("json", False), given.pop("run", None) or latest_run()
+    with Console(stderr=True).status("timing") as status:
+        data = benchmark_run(folder, watch=lambda name: status.update(f"timing by {name}"), **given)
+    if as_json:
+        print(json.dumps(data, indent=1))
+        return
+    table = Table(
+        "backend", "batch", "network", "ms", "middle half", "a second", "faster than base", box=None
+    )
+    base = {(r["backend"], r["batch"]): r["ms"] for r in data["rows"] if r["network"] == "base"}
+    for row in data["rows"]:
+        times = base[row["backend"], row["batch"]] / row["ms"]
+        spread = f"{row['low']:.2f}–{row['high']:.2f}"
+        cells = [row["backend"], str(row["batch"]), row["network"], f"{row['ms']:.2f}", spread]
+        table.add_row(*cells, f"{row['per_second']:.0f}", f"{times:.2f} ×")
+    Console().print(table)
+    ratio = data["macs"]["large"] / data["macs"]["small"]
+    print(
+        f"{ratio:.2f} × fewer multiply-adds; {data['device']}; medians of {data['rounds']} in turns; in {folder}/benchmark.json"
+    )

@@ -1,0 +1,41 @@
+"""ExecuTorch for phones and boards: the XNNPACK backend, one picture a call."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from adjoined.export.onnx import quiet
+from adjoined.export.runner import Runner
+from adjoined.export.subject import Subject
+
+__all__ = ["open_executorch", "write_executorch"]
+
+
+def write_executorch(subject: Subject, path: Path) -> dict[str, Any]:
+    with quiet():
+        exir: Any = importlib.import_module("executorch.exir")
+        xnnpack: Any = importlib.import_module("executorch.backends.xnnpack.partition.xnnpack_partitioner")
+        args, kwargs = pytree.tree_map(
+            lambda t: t[:1] if isinstance(t, Tensor) and t.ndim else t, subject.example
+        )
+        with torch.no_grad():
+            program = torch.export.export(subject.net, args, kwargs, strict=False)
+        lowered = exir.to_edge_transform_and_lower(program, partitioner=[xnnpack.XnnpackPartitioner()])
+        made = lowered.to_executorch()
+    with open(path, "wb") as file:
+        made.write_to_file(file)
+    return {"dynamic_batch": False, "batch": 1}
+
+
+def open_executorch(path: Path, subject: Subject) -> Runner:
+    runtime: Any = importlib.import_module("executorch.runtime")
+    method = runtime.Runtime.get().load_program(path).load_method("forward")
+
+    def run(inputs: list[Tensor]) -> list[Tensor]:
+        return [t.clone() for t in method.execute([t.contiguous() for t in inputs])]
+
+    return Runner(run, 1)

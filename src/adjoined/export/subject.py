@@ -1,0 +1,135 @@
+"""What is exported, and the one `torch.export` program that the formats are made from."""
+
+import copy
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from adjoined.core.capture import Example, normalise_example
+from adjoined.core.program import Network
+from adjoined.errors import AdjoinedError
+
+__all__ = ["Architecture", "Options", "Subject", "flat", "make_subject"]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What the large network was made of: a timm name and arguments of its constructor; timm's words for its inputs."""
+
+    name: str
+    args: Mapping[str, Any]
+    labels: tuple[str, ...] = ()
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What only some formats read.
+
+    aggressive: int8 for every operator that ONNX Runtime has in int8, not for matrix products alone.
+    max_drop: points of top-1 that int8 may cost on the held-out pictures.
+    """
+
+    aggressive: bool = False
+    max_drop: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A network to export, an example of its inputs, and what its files are checked and calibrated with.
+
+    example: positional and keyword inputs of one batch. pictures: (N, …) held-out inputs, the example where there are
+    none. labels: (N,) of them, or None. calibration: (M, …) training inputs for int8, or None.
+    """
+
+    net: nn.Module
+    example: tuple[tuple, dict[str, Any]]
+    pictures: Tensor | None = None
+    labels: Tensor | None = None
+    calibration: Tensor | None = None
+    architecture: Architecture | None = None
+    options: Options = field(default_factory=Options)
+
+    @cached_property
+    def program(self) -> tuple[torch.export.ExportedProgram, bool]:
+        """The network as a program of torch.export, and whether its batch is dynamic."""
+        leaves = [t for t in pytree.tree_leaves(self.example) if isinstance(t, Tensor) and t.ndim]
+        size, shared = leaves[0].shape[0], torch.export.Dim("batch")
+
+        def several(t: Any) -> Any:  # a batch of 1 would be taken for a constant
+            return (
+                torch.cat([t, t]) if size == 1 and isinstance(t, Tensor) and t.ndim and t.shape[0] == 1 else t
+            )
+
+        def dims(t: Any) -> Any:
+            return {0: shared} if isinstance(t, Tensor) and t.ndim and t.shape[0] == max(size, 2) else None
+
+        args, kwargs = pytree.tree_map(several, self.example)
+        bound = inspect.signature(self.net.forward).bind(*args, **kwargs).arguments
+        shapes = pytree.tree_map(
+            dims, dict(bound.pop("kwargs", {}) if isinstance(self.net, Network) else {}, **bound)
+        )
+        with torch.no_grad():
+            try:
+                made = torch.export.export(self.net, args, kwargs, dynamic_shapes=shapes, strict=False)
+                return made, True
+            except Exception:
+                args, kwargs = self.example
+                return torch.export.export(self.net, args, kwargs, strict=False), False
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        """The example's tensors, in the order in which every format takes them."""
+        return [t for t in pytree.tree_leaves(self.example) if isinstance(t, Tensor)]
+
+    @property
+    def input_names(self) -> list[str]:
+        """Names of the inputs, as the network's forward has them."""
+        if isinstance(self.net, Network) and len(self.net.program.signature.names) == len(self.inputs):
+            return list(self.net.program.signature.names)
+        return [*self.example[1]] or [f"input_{i}" for i in range(len(self.inputs))]
+
+
+def make_subject(net: nn.Module, example: Example, **rest: Any) -> Subject:
+    """A subject in eval mode, on the CPU, whose outputs are of types that torch alone knows; `net` stays as it is."""
+    if not isinstance(net, nn.Module):
+        raise AdjoinedError(f"export takes a network, not a {type(net).__name__}; twin.small() returns one")
+    net = _plain(copy.deepcopy(net)) if isinstance(net, Network) else copy.deepcopy(net)
+    args, kwargs = normalise_example(example)
+    if isinstance(net, Network):  # in the order in which it takes them
+        kwargs = {n: kwargs[n] for n in net.program.signature.names if n in kwargs}
+    return Subject(net.cpu().eval().float(), (args, kwargs), **rest)
+
+
+def flat(out: Any) -> list[Tensor]:
+    """The tensors of a network's output, in order."""
+    return [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor)]
+
+
+def _plain(net: Network) -> Network:
+    """`net` with plain dicts for outputs of a class of some library (a Hugging Face ModelOutput)."""
+    program = net.program
+    count = program.signature.out_spec.num_leaves
+    nested = _as_dicts(pytree.tree_unflatten(list(range(count)), program.signature.out_spec))
+    net._program = replace(
+        program, signature=replace(program.signature, out_spec=pytree.tree_structure(nested))
+    )
+    return net
+
+
+def _as_dicts(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _as_dicts(v) for k, v in value.items()}
+    if isinstance(value, (tuple, list)):
+        return (
+            type(value)(map(_as_dicts, value))
+            if type(value) in (tuple, list)
+            else tuple(map(_as_dicts, value))
+        )
+    return value

@@ -1,0 +1,207 @@
+"""What becomes of a finished run: its files for other runtimes, its latency here, its page on a hub."""
+
+import importlib
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adjoined.core.axes import find_axes
+from adjoined.core.program import Network
+from adjoined.core.twin import Adjoined
+from adjoined.data import InputSpec, batches, load_data, make_batches
+from adjoined.errors import AdjoinedError
+from adjoined.export.benchmark import benchmark, installed_backends
+from adjoined.export.card import model_card
+from adjoined.export.subject import Architecture, Options
+from adjoined.export.write import Exported, export
+from adjoined.search.latency import device_name
+from adjoined.store import load
+from adjoined.train.checkpoint import written_aside
+from adjoined.train.config import CompressConfig, load_config
+from adjoined.train.networks import build_model
+
+__all__ = ["Finished", "benchmark_run", "export_run", "finished_run", "push_run"]
+
+
+@dataclass(frozen=True, eq=False)
+class Finished:
+    """A finished run as its files tell it. inputs: what inputs.json holds."""
+
+    folder: Path
+    config: CompressConfig
+    net: Network
+    inputs: dict[str, Any]
+    result: dict[str, Any]
+
+    @property
+    def spec(self) -> InputSpec:
+        return InputSpec.from_dict(self.inputs["inputs"])
+
+    @property
+    def picture(self) -> Tensor:
+        """One input of zeros, (1, channels, height, width)."""
+        return torch.zeros(1, self.spec.channels, *self.spec.size)
+
+    def large(self) -> nn.Module:
+        """The network that the small one was cut from, as it is built, with weights of its own."""
+        config = self.config
+        return build_model(
+            config.model,
+            num_classes=len(self.inputs["classes"]),
+            img_size=config.img_size,
+            model_args=config.model_args,
+        ).eval()
+
+
+def finished_run(folder: Path | str) -> Finished:
+    """Read a run, or its small/. Raises AdjoinedError when there is none, or it is not finished."""
+    run = Path(folder)
+    run = run.parent if (run / "inputs.json").exists() and not (run / "config.yaml").exists() else run
+    if not (run / "config.yaml").exists():
+        raise AdjoinedError(
+            f"no run at {str(folder)!r}: looked for config.yaml; adjoined compress --out RUN makes one"
+        )
+    if not (run / "result.json").exists() or not (run / "small" / "inputs.json").exists():
+        raise AdjoinedError(f"{run} is not finished; go on with: adjoined compress --resume --out {run}")
+    inputs, result = (
+        json.loads(p.read_text(encoding="utf-8"))
+        for p in (run / "small" / "inputs.json", run / "result.json")
+    )
+    return Finished(run, load_config(run / "config.yaml"), load(run / "small"), inputs, result)
+
+
+def export_run(
+    folder: Path | str,
+    formats: Sequence[str],
+    *,
+    data: str | None = None,
+    images: int = 1000,
+    calibrate: int = 128,
+    max_drop: float = 1.0,
+    aggressive: bool = False,
+    licence: str = "unknown",
+) -> dict[str, Exported]:
+    """Write RUN/export: the network in each format, checked on held-out pictures, and its model card.
+
+    Args:
+        data: where pictures lie; None: the run's.
+        images: held-out pictures that each file is asked about beside PyTorch.
+        calibrate: training pictures that int8 is calibrated on.
+        max_drop, aggressive: of int8, see `Options`.
+        licence: of the weights, for the model card.
+    """
+    _at_least_1(images=images, calibrate=calibrate)
+    run = finished_run(folder)
+    found = load_data(data or run.config.data)
+    held_out, labels = _pictures(found.validation, run, images)
+    calibration = _pictures(found.train, run, calibrate)[0] if "onnx-int8" in formats else None
+    spec = run.spec
+    preprocessing = {"input_size": (spec.channels, *spec.size), "mean": spec.mean, "std": spec.std}
+    preprocessing |= {"interpolation": spec.interpolation, "crop_pct": spec.crop}
+    args = {"num_classes": len(run.inputs["classes"]), **run.config.model_args}
+    args |= {"img_size": run.config.img_size} if run.config.img_size else {}
+    try:
+        return export(
+            run.net,
+            run.folder / "export",
+            held_out[:2],
+            formats,
+            pictures=held_out,
+            labels=labels,
+            calibration=calibration,
+            architecture=Architecture(run.config.model, args, tuple(run.inputs["classes"]), preprocessing),
+            options=Options(aggressive, max_drop),
+        )
+    finally:  # also of those that were written before one was refused
+        if (run.folder / "export" / "export.json").exists():
+            shutil.copyfile(run.folder / "small" / "inputs.json", run.folder / "export" / "inputs.json")
+            write_card(run, licence=licence)
+
+
+def write_card(run: Finished, *, licence: str = "unknown", name: str = "") -> Path:
+    """RUN/export/README.md from what was exported so far."""
+    path = run.folder / "export" / "README.md"
+    formats = json.loads((path.parent / "export.json").read_text(encoding="utf-8"))["formats"]
+    path.write_text(model_card(run.result, run.inputs, formats, licence=licence, name=name), encoding="utf-8")
+    return path
+
+
+def benchmark_run(
+    folder: Path | str,
+    *,
+    backends: Sequence[str] | None = None,
+    batch: Sequence[int] = (1, 32),
+    rounds: int = 15,
+    threads: int | None = None,
+    device: str = "cpu",
+    watch: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Time base, large and small of a run on this device; writes RUN/benchmark.json, which the report shows.
+
+    base is the network as it was built, large its captured program at α = 1: the same work, so that their difference
+    shows what capturing costs and how steady the clock is. backends: None for all that are installed, uncompiled.
+    """
+    _at_least_1(rounds=rounds, threads=threads or 1, batch=min(batch))
+    if threads is not None:
+        torch.set_num_threads(threads)
+    run = finished_run(folder)
+    base, picture = run.large(), run.picture
+    axes = find_axes(base, torch.cat([picture, picture]))
+    large = Adjoined(base, axes.plan(alpha=1), axes=axes, check=False).small()
+    networks = {"base": base, "large": large.eval(), "small": run.net}
+    networks = {name: net.to(device) for name, net in networks.items()}
+    chosen = (
+        list(backends) if backends else [b for b in installed_backends() if device == "cpu" or b == "eager"]
+    )
+    rows = benchmark(networks, picture, backends=chosen, batches=batch, rounds=rounds, watch=watch)
+    data = {
+        "device": device_name(torch.device(device)),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "rounds": rounds,
+        "macs": {"large": run.result["large"]["macs"], "small": run.result["small"]["macs"]},
+        "rows": rows,
+    }
+    with written_aside(run.folder / "benchmark.json") as file:
+        file.write((json.dumps(data, indent=1) + "\n").encode())
+    return data
+
+
+def push_run(folder: Path | str, to: str, *, private: bool = False, licence: str = "unknown") -> str:
+    """Upload RUN/export to the Hugging Face hub, made with safetensors first where it is not there; returns its address."""
+    hub: Any = importlib.import_module("huggingface_hub")
+    try:
+        hub.utils.validate_repo_id(to)
+    except hub.errors.HFValidationError as error:
+        raise AdjoinedError(f"--to {to!r} is no name on the hub, such as user/name: {error}") from error
+    run = finished_run(folder)
+    if not (run.folder / "export" / "export.json").exists():
+        export_run(folder, ["safetensors"], licence=licence)
+    write_card(run, licence=licence, name=to)
+    api = hub.HfApi()
+    try:
+        api.create_repo(to, private=private, exist_ok=True)
+        return str(api.upload_folder(folder_path=str(run.folder / "export"), repo_id=to))
+    except (hub.errors.HfHubHTTPError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise AdjoinedError(f"the hub did not take {to}: {reason}; log in with: hf auth login") from error
+
+
+def _at_least_1(**given: int) -> None:
+    for name, value in given.items():
+        if value < 1:
+            raise AdjoinedError(f"--{name} is {value}; it must be at least 1")
+
+
+def _pictures(images: Any, run: Finished, count: int) -> tuple[Tensor, Tensor]:
+    """`count` pictures of a split, drawn with a fixed seed, as the network wants them, and their labels."""
+    made = make_batches(images, run.spec, batch_size=1, cache="none")
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:count]
+    rows: Any = batches(made).dataset
+    return rows.__getitems__(sorted(order.tolist()))

@@ -1,0 +1,73 @@
+"""Reads exported files with the runtime alone: python readers.py FORMAT FOLDER; what else there is cannot be imported.
+
+Every sub-folder holds inputs.npz; the outputs go to outputs.npz beside it.
+"""
+
+import sys
+from pathlib import Path
+
+ONLY = {
+    "safetensors": ("timm", "transformers", "torchvision"),
+    "pt2": ("adjoined", "timm", "transformers", "torchvision"),
+    "onnx": ("adjoined", "timm", "transformers", "torch"),
+    "openvino": ("adjoined", "timm", "transformers", "torch", "onnx"),
+    "executorch": ("adjoined", "timm", "transformers", "torchvision"),
+    "timm": ("adjoined", "transformers"),
+}
+
+
+def read(kind: str, folder: Path, inputs: dict) -> list:
+    if kind == "onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(folder / "model.onnx")
+        return session.run(None, _by_name(inputs, [i.name for i in session.get_inputs()]))
+    if kind == "openvino":
+        import openvino
+
+        model = openvino.compile_model(folder / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        out = model(_by_name(inputs, [i.get_any_name() for i in model.inputs]))
+        return [out[i] for i in range(len(model.outputs))]
+    import torch
+
+    given = {name: torch.from_numpy(value) for name, value in inputs.items()}
+    with torch.no_grad():
+        if kind == "safetensors":
+            import adjoined
+
+            net = adjoined.load(folder)
+            out = net(**given) if "pixel_values" in given else net(*given.values())
+        elif kind == "pt2":
+            module = torch.export.load(folder / "model.pt2").module()
+            out = module(**given) if "pixel_values" in given else module(*given.values())
+        elif kind == "timm":
+            import timm
+
+            out = timm.create_model(f"local-dir:{folder}/timm", pretrained=True).eval()(*given.values())
+        else:
+            from executorch.runtime import Runtime
+
+            method = Runtime.get().load_program(folder / "model.pte").load_method("forward")
+            rows = [method.execute([t[i : i + 1] for t in given.values()])[0].clone() for i in range(2)]
+            out = torch.cat(rows)
+    leaves = torch.utils._pytree.tree_leaves(out)
+    return [t.numpy() for t in leaves if isinstance(t, torch.Tensor)]
+
+
+def _by_name(inputs: dict, names: list[str]) -> dict:
+    """The inputs under the file's own names, in their order."""
+    return dict(zip(names, inputs.values(), strict=True))
+
+
+def main(kind: str, root: Path) -> None:
+    for name in ONLY[kind]:
+        sys.modules[name] = None
+    import numpy as np
+
+    for folder in sorted(p.parent for p in root.glob("*/inputs.npz")):
+        outs = read(kind, folder, dict(np.load(folder / "inputs.npz")))
+        np.savez(folder / "outputs.npz", *outs)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))
