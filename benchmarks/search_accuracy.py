@@ -76,11 +76,12 @@ def plans(config: CompressConfig, searched: adjoined.Plan, count: int, seed: int
 def seed_rows(config: CompressConfig, work: Path, seed: int, count: int) -> list[dict[str, Any]]:
     """A row for each plan of one seed."""
     config, found = replace(config, seed=seed), {}
+    base = work / f"search-{next(iter(TEMPERATURES))}-{seed}" / "base.pt"
     for name, temperature in TEMPERATURES.items():
         out = work / f"search-{name}-{seed}"
-        run(replace(config, search=True, search_only=True, temperature=temperature, out=str(out)))
+        start = {"checkpoint": str(base), "base_epochs": 0} if out != base.parent else {}
+        run(replace(config, search=True, search_only=True, temperature=temperature, out=str(out), **start))
         found[f"searched, {name}"] = adjoined.Plan.load(out / "plan.json")
-    base = work / f"search-{next(iter(TEMPERATURES))}-{seed}" / "base.pt"
     found |= plans(config, next(iter(found.values())), count, seed)
     rows = []
     for name, plan in found.items():

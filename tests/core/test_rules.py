@@ -11,9 +11,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import fx
+from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+import adjoined
 from adjoined.core.capture import Graph, Stored
 from adjoined.core.dims import plain
 from adjoined.core.program import shrink
@@ -124,3 +125,24 @@ def test_cutting_commutes(name, data):
         pytest.skip("its values are random")
     torch.manual_seed(0)
     check(data, *CASES[name](Draw(data)))
+
+
+class LooksUp(nn.Module):
+    """A position bias read from a table by products with one-hot buffers, beside a layer with hidden units."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(8, 12), nn.Linear(12, 8)
+        self.table = nn.Parameter(torch.randn(5, 7))
+        self.register_buffer("rows", torch.eye(5)[:3])
+        self.register_buffer("columns", torch.eye(8)[:, :7].contiguous())
+
+    def forward(self, x):
+        found = torch.einsum("hw,ih->iw", self.table, self.rows)
+        bias = torch.einsum("iw,jw->ij", found, self.columns)
+        return x + self.fc2(torch.nn.functional.gelu(self.fc1(x + bias)))
+
+
+def test_places_of_a_table_are_no_widths():
+    axes = adjoined.find_axes(LooksUp(), torch.randn(2, 3, 8))
+    assert {a.size for a in axes} == {8, 12}

@@ -14,6 +14,7 @@ SLOW = {
     *"cpubone_b0_bfrobust csatv2 edgenext_small_rw efficientformer_l1 mobilenetv5_base lamhalobotnet50ts_256".split(),
     *"halonet26t lowformer_b0 lowformer_e1 iformer_t iformer_l2 nextvit_small caformer_s18 efficientvim_m1".split(),
     *"vit_small_resnet26d_224 vit_base_mci_224 maxxvit_rmlp_nano_rw_256 maxxvitv2_nano_rw_256 test_vit2".split(),
+    *"efficientvit_m4 crossvit_9_dagger_240 coat_lite_tiny maxvit_rmlp_pico_rw_256".split(),
     *"test_vit3 test_vit4 test_vit_relpos maxvit_tiny_tf_224 maxvit_tiny_pm_256 eca_botnext26ts_256".split(),
 }
 ROWS = [row for row in table() if row.name not in SLOW and not row.name.endswith(", eager")]

@@ -13,7 +13,17 @@ from torch.utils import _pytree as pytree
 
 from adjoined.errors import CaptureError
 
-__all__ = ["Capture", "Example", "Graph", "Stored", "call_model", "capture", "flush", "normalise_example"]
+__all__ = [
+    "Capture",
+    "Example",
+    "Graph",
+    "Stored",
+    "call_model",
+    "capture",
+    "flush",
+    "in_eval",
+    "normalise_example",
+]
 
 Example = Tensor | tuple | list | Mapping[str, Any]
 PRIMES = (61, 67, 71, 73, 83, 89, 101, 103, 107, 109, 113, 127, 131, 137, 139, 149, 151, 157, 163, 167)
@@ -98,9 +108,7 @@ def capture(model: nn.Module, example: Example) -> Capture:
     if not tensors:
         raise CaptureError("the example holds no tensor; give the inputs that the model's forward takes")
     notes: list[str] = []
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
+    with in_eval(model):
         _try(model, given)
         flush(model)
         graph, batch, dynamic = _export_free(model, given, notes)
@@ -113,10 +121,6 @@ def capture(model: nn.Module, example: Example) -> Capture:
                 "without dropout; a branch on values in forward can often be guarded by `if not torch.compiler.is_exporting()`"
             )
             train = graph
-    finally:
-        flush(model)
-        for module, mode in modes.items():
-            module.training = mode
     return Capture(graph, train, given, batch, dynamic, tuple(notes))
 
 
@@ -128,6 +132,19 @@ def flush(model: nn.Module) -> None:
     """
     model.train()
     model.eval()
+
+
+@contextlib.contextmanager
+def in_eval(model: nn.Module) -> Iterator[None]:
+    """In eval mode with nothing kept, before and after; then each module is in the mode that it was in."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        flush(model)
+        yield
+    finally:
+        flush(model)
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def _try(model: nn.Module, given: Any) -> None:

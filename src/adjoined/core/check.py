@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from adjoined.core.axes import Axes
-from adjoined.core.capture import flush
+from adjoined.core.capture import in_eval
 from adjoined.core.dims import Atom
 from adjoined.core.functional import call_with
 from adjoined.core.plan import Plan
@@ -66,17 +66,10 @@ def self_check_error(
     if not kept:
         return 0.0
     small = _small(model, axes, kept, tensors)
-    modes = {module: module.training for module in model.modules()}
-    try:
-        flush(model)
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            masked = masked_tensors(axes, kept, tensors)
-            large = call_with(model, masked, *axes.capture.example)
-    finally:
-        flush(model)
-        for module, mode in modes.items():
-            module.training = mode
+    with in_eval(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        masked = masked_tensors(axes, kept, tensors)
+        large = call_with(model, masked, *axes.capture.example)
     return _largest_gap(small, large)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from adjoined.core.dims import Atom, Dim, leaves, plain, size
 
-__all__ = ["Kept", "Slicer", "is_cut", "kept_size", "make_slicer", "mask", "permute", "scale"]
+__all__ = ["Kept", "Slicer", "entry_sums", "is_cut", "kept_size", "make_slicer", "mask", "permute", "scale"]
 
 Kept = Mapping[Atom, int]
 Slicer = Callable[[Tensor], Tensor]
@@ -112,3 +112,12 @@ def permute(tensor: Tensor, dims: Sequence[Dim], order: Mapping[Atom, Any]) -> T
             )
             tensor = tensor.index_select(at, picked.to(tensor.device))
     return tensor
+
+
+def entry_sums(tensor: Tensor, at: int, dim: Dim, atom: Atom) -> Tensor:
+    """Sum of `tensor` over all but the entries of axis `atom` along dimension `at`, which `dim` describes: (size,)."""
+    numbers = torch.arange(atom.size, device=tensor.device) + 2.0  # 1 is where the axis is not
+    entry = (_spread(dim, {atom: numbers}, numbers.new_ones(1)) - 2).round().long()
+    sums = tensor.movedim(at, 0).reshape(tensor.shape[at], -1).sum(1)
+    there = entry >= 0
+    return sums.new_zeros(atom.size).index_add_(0, entry[there], sums[there])

@@ -3,7 +3,7 @@
 from adjoined.data.augment import AUGMENTATIONS
 from adjoined.data.images import ImageData, Images
 from adjoined.data.inputs import InputSpec, input_spec
-from adjoined.data.loader import Batches, Cache, batches, check_bad, make_batches
+from adjoined.data.loader import Batches, Cache, batches, check_bad, make_batches, some_pictures
 from adjoined.data.sources import load_data
 
 __all__ = [
@@ -18,4 +18,5 @@ __all__ = [
     "input_spec",
     "load_data",
     "make_batches",
+    "some_pictures",
 ]

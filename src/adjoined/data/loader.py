@@ -21,7 +21,7 @@ from adjoined.data.images import MAX_BAD, UNREADABLE, Images
 from adjoined.data.inputs import InputSpec, PictureTransform, eval_transform, normalize
 from adjoined.errors import DataError
 
-__all__ = ["Batches", "Cache", "batches", "check_bad", "make_batches"]
+__all__ = ["Batches", "Cache", "batches", "check_bad", "make_batches", "some_pictures"]
 
 Cache = Literal["auto", "memory", "none"]
 
@@ -139,6 +139,13 @@ class _Cut(Sampler[list[int]]):
             whole = list(islice(rows, self.batch_size))
             if batch >= self.skip:
                 yield whole[first::every]
+
+
+def some_pictures(images: Images, inputs: InputSpec, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """`count` pictures of a split (all if there are fewer), drawn with a fixed seed, as a network sees them; labels."""
+    made = make_batches(images, inputs, batch_size=1, cache="none")
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:count]
+    return _Rows(made, None, 0).__getitems__(sorted(order.tolist()))
 
 
 class _Rows(Dataset):

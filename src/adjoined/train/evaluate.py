@@ -2,14 +2,17 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
 
 from adjoined.data import Batches, batches, check_bad
 from adjoined.errors import DataError
+from adjoined.train.devices import share, total
+from adjoined.train.phase import Setting
 from adjoined.train.tasks import Network
 
-__all__ = ["top1"]
+__all__ = ["judge", "top1"]
 
 
 def top1(
@@ -47,3 +50,15 @@ def top1(
     if not judged:
         raise DataError("no picture of the data decodes")
     return {name: 100.0 * int(total(hits)) / judged for name, hits in right.items()}
+
+
+def judge(networks: Mapping[str, Network], setting: Setting) -> dict[str, float]:
+    """Top-1 in percent of each network on the held-out pictures of a run, shared out among the processes."""
+    accelerator = setting.accelerator
+    return top1(
+        networks,
+        setting.validation,
+        accelerator.device,
+        share=share(accelerator),
+        total=partial(total, accelerator=accelerator),
+    )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from adjoined.core.axes import find_axes
 from adjoined.core.program import Network
 from adjoined.core.twin import Adjoined
-from adjoined.data import InputSpec, batches, load_data, make_batches
+from adjoined.data import InputSpec, load_data, some_pictures
 from adjoined.errors import AdjoinedError
 from adjoined.export.benchmark import benchmark, installed_backends
 from adjoined.export.card import model_card
@@ -99,8 +99,8 @@ def export_run(
     _at_least_1(images=images, calibrate=calibrate)
     run = finished_run(folder)
     found = load_data(data or run.config.data)
-    held_out, labels = _pictures(found.validation, run, images)
-    calibration = _pictures(found.train, run, calibrate)[0] if "onnx-int8" in formats else None
+    held_out, labels = some_pictures(found.validation, run.spec, images)
+    calibration = some_pictures(found.train, run.spec, calibrate)[0] if "onnx-int8" in formats else None
     spec = run.spec
     preprocessing = {"input_size": (spec.channels, *spec.size), "mean": spec.mean, "std": spec.std}
     preprocessing |= {"interpolation": spec.interpolation, "crop_pct": spec.crop}
@@ -197,11 +197,3 @@ def _at_least_1(**given: int) -> None:
     for name, value in given.items():
         if value < 1:
             raise AdjoinedError(f"--{name} is {value}; it must be at least 1")
-
-
-def _pictures(images: Any, run: Finished, count: int) -> tuple[Tensor, Tensor]:
-    """`count` pictures of a split, drawn with a fixed seed, as the network wants them, and their labels."""
-    made = make_batches(images, run.spec, batch_size=1, cache="none")
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:count]
-    rows: Any = batches(made).dataset
-    return rows.__getitems__(sorted(order.tolist()))

@@ -11,10 +11,8 @@ RUN/config.yaml     the flags, as `--config` reads them
 import json
 import shutil
 import time
-from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +30,15 @@ from adjoined.errors import AdjoinedError, DataError, PlanError
 from adjoined.store import load, save
 from adjoined.train.checkpoint import Checkpoints, written_aside
 from adjoined.train.config import CompressConfig, check_config, load_config, save_config
-from adjoined.train.devices import from_first, make_accelerator, pick_device, share, total
-from adjoined.train.evaluate import top1
+from adjoined.train.devices import from_first, make_accelerator, pick_device
+from adjoined.train.evaluate import judge, top1
 from adjoined.train.folder import append_metrics, held, open_folder, rewrite_metrics, write_plan
 from adjoined.train.loop import Phase, Row, Setting, fit
 from adjoined.train.networks import build_model, check_outputs, default_lr
+from adjoined.train.order import put_in_order
+from adjoined.train.predictions import write_predictions
 from adjoined.train.search import objective_of, run_search, search_facts, subset
-from adjoined.train.tasks import LabelTask, Network, TwinTask
+from adjoined.train.tasks import LabelTask, TwinTask
 
 __all__ = ["choose_plan", "compress", "evaluate", "make_accelerator"]
 
@@ -101,6 +101,9 @@ def _compress(
     if state is None or state["phase"] == "base":
         _train_base(model, setting, folder, state)
         state = None
+        history[-1] |= put_in_order(model, axes, plan, setting)
+        if accelerator.is_main_process:
+            rewrite_metrics(folder, history)
     if objective is not None:
         found = subset(data, config.subset_classes, config.subset_images, config.seed)
         train, validation = loaders if found is data else _batches(found, inputs, config)
@@ -159,18 +162,6 @@ def evaluate(
         "top1": score,
         "params": sum(p.numel() for p in net.parameters()),
     }
-
-
-def judge(networks: Mapping[str, Network], setting: Setting) -> dict[str, float]:
-    """Top-1 in percent of each network on the held-out pictures, shared out among the processes."""
-    accelerator = setting.accelerator
-    return top1(
-        networks,
-        setting.validation,
-        accelerator.device,
-        share=share(accelerator),
-        total=partial(total, accelerator=accelerator),
-    )
 
 
 def choose_plan(axes: Axes, config: CompressConfig, resumed: Path | None = None) -> Plan:
@@ -291,9 +282,11 @@ def _finish(twin: Adjoined, plan: Plan, setting: Setting, folder: Path, data: Im
         "torch": torch.__version__,
         "out": str(folder),
         "blocks": _blocks(twin.axes, plan),
+        **{k: last[k] for k in ("order", "top1_small_unordered", "top1_small_ordered") if k in last},
         **search_facts(setting.config, twin.axes),
     }
     if setting.accelerator.is_main_process:
+        write_predictions(folder, networks, setting.validation, data.classes, device)
         with written_aside(folder / "result.json") as file:
             file.write((json.dumps(result, indent=1) + "\n").encode())
     return result

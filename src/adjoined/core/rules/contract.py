@@ -117,8 +117,8 @@ def einsum(call: Call) -> Dims:
         if letter in rhs:
             if len(nodes) > 1 and len(holders) == len(nodes) and all(active):
                 call.mark(dim, "heads")
-            elif len(holders) == 1 and not active[holders[0]]:
-                call.mark(dim, "produced")
+            elif len(holders) == 1 and not active[holders[0]] and any(active):
+                call.mark(dim, "produced")  # by two tables alone nothing is: they are looked up in
         elif len(holders) == 1:
             call.mark(dim, "reduced")
         elif sum(active[i] for i in holders) > 1:

@@ -1,0 +1,124 @@
+"""Ordering changes no output, puts first what the loss needs, and is what its formula says."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import adjoined
+from adjoined.core.capture import call_model
+from adjoined.errors import AdjoinedError
+from adjoined.importance import ORDERED, magnitude_scores, order_axes, taylor_scores
+from zoo import specimen
+
+
+def batches(sample, count=2):
+    noise = torch.Generator().manual_seed(1)
+    x = torch.randn(count, *sample.example.shape, generator=noise).to(sample.example)
+    return [(x[i], torch.randint(7, (len(x[i]),), generator=noise)) for i in range(count)]
+
+
+def first(out):
+    return out[0] if isinstance(out, tuple) else out
+
+
+def loss(out, target):
+    return F.cross_entropy(first(out), target)
+
+
+def copied(name):
+    """A copy of the specimen with axes of its own, so that others find it as it was."""
+    sample = specimen(name)
+    model = copy.deepcopy(sample.model).eval()
+    return sample, model, adjoined.find_axes(model, sample.example)
+
+
+@pytest.mark.parametrize("name", ["vit", "swin", "t2t_performer"])
+def test_outputs_stay(name):
+    sample, model, axes = copied(name)
+    scores = taylor_scores(model, axes, batches(sample), loss)
+    with torch.no_grad():
+        before = first(call_model(model, ((sample.example,), {})))
+        order_axes(model, axes, scores)
+        after = first(call_model(model, ((sample.example,), {})))
+    assert float((before - after).abs().max() / before.abs().max()) < 1e-9
+    twin = adjoined.Adjoined(model, axes.plan(alpha=2), axes=axes)  # its self-check too
+    with torch.no_grad():
+        assert torch.equal(first(twin.eval()(sample.example)[0]), after)
+
+
+def test_every_axis_that_can_be_cut_has_scores():
+    for name in ("vit", "swin", "xcit"):
+        sample = specimen(name)
+        free = {a.name: a.size for a in sample.axes if a.pinned is None and a.role in ORDERED}
+        for scores in (
+            taylor_scores(sample.model, sample.axes, batches(sample), loss),
+            magnitude_scores(sample.model, sample.axes),
+        ):
+            assert {k: len(v) for k, v in scores.items()} == free
+            assert all((v >= 0).all() for v in scores.values())
+
+
+def test_taylor_is_the_gradient_of_a_gate():
+    """|∂L/∂m| of a gate m on the hidden units, summed over batches, by finite differences in float64."""
+    sample, model, axes = copied("vit")
+    name = "blocks.1.mlp.hidden"
+    given = batches(sample)
+    found = taylor_scores(model, axes, given, loss)[name]
+    weight = model.get_parameter("blocks.1.mlp.fc2.weight")
+    with torch.no_grad():
+        for unit in (0, 7, 30):
+            total = 0.0
+            for x, target in given:
+                ends = []
+                for step in (1 + 1e-4, 1 - 1e-4):
+                    kept = weight[:, unit].clone()
+                    weight[:, unit] *= step
+                    ends.append(float(loss(model(x), target)))
+                    weight[:, unit] = kept
+                total += abs(ends[0] - ends[1]) / 2e-4
+            assert float(found[unit]) == pytest.approx(total, rel=1e-5)
+
+
+def test_what_does_nothing_comes_last():
+    sample, model, axes = copied("vit")
+    with torch.no_grad():
+        model.get_parameter("blocks.0.mlp.fc2.weight")[:, :96] = 0  # the first half of the units is unheard
+        head = model.get_parameter("blocks.0.attn.proj.weight")
+        head[:, :12] = 0  # and the first of four heads
+    x, target = batches(sample)[0]
+    with torch.no_grad():
+        before = first(model(x))
+    scores = taylor_scores(model, axes, [(x, target)], loss)
+    assert (scores["blocks.0.mlp.hidden"][:96] == 0).all()
+    assert scores["blocks.0.attn.heads"][0] == 0
+    order_axes(model, axes, scores)
+    assert (model.get_parameter("blocks.0.mlp.fc2.weight")[:, 96:] == 0).all()
+    assert (head[:, 36:] == 0).all()
+    plan = axes.plan(alpha={"blocks.0": 4 / 3})
+    assert axes.kept(plan)[axes["blocks.0.attn.heads"].atom] == 3
+    with torch.no_grad():
+        small = first(adjoined.Adjoined(model, plan, axes=axes).eval()(x)[1])
+    assert torch.allclose(small, before, atol=1e-9), (
+        "what is cut was unheard, so the small network is the large one"
+    )
+
+
+def test_nothing_to_order_by():
+    sample = specimen("vit")
+    with pytest.raises(AdjoinedError, match="give at least one batch"):
+        taylor_scores(sample.model, sample.axes, [])
+
+
+def test_the_model_stays_as_it_is_but_for_its_order():
+    sample, model, axes = copied("swin")
+    model.train()
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    scores = taylor_scores(model, axes, batches(sample), loss)
+    assert model.training
+    assert all(p.grad is None and torch.equal(p, before[n]) for n, p in model.named_parameters())
+    order_axes(model, axes, scores)
+    assert model.training
+    for n, p in model.named_parameters():
+        assert torch.equal(p.detach().flatten().sort().values, before[n].flatten().sort().values)
