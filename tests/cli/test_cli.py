@@ -196,7 +196,7 @@ def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_space(capsys, tin
     assert code == 2
     assert (
         err
-        == "adjoined: cannot write a/metrics.jsonl: No space left on device; free some space, then --resume\n"
+        == "adjoined: cannot write a/checkpoints/1-base-00001.pt: No space left on device; free some space, then --resume\n"
     )
     assert run(capsys, "compress", "--resume", "--out=a")[0] == 0
 
