@@ -20,7 +20,7 @@ __all__ = ["SearchObjective", "Settings", "Temperature"]
 
 Temperature = float | str | Callable[[float], float]
 
-# Of the controller below: found on digits and on CIFAR-10, where the KL term pulls with a force of about 1.
+# Of the controller below: found on digits, where the KL term pulls with a force of about 1.
 PROPORTIONAL, INTEGRAL = 20.0, 0.05
 
 
