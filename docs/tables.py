@@ -76,6 +76,21 @@ def search_latency(rows: list[dict[str, Any]]) -> list[Row]:
     ]
 
 
+def deploy_latency(rows: dict[str, Any]) -> list[Row]:
+    head = ("backend", "batch", "network", "ms, median (quartiles)", "faster than the large one")
+    large = {(r["backend"], r["batch"]): r["ms"] for r in rows["rows"] if r["network"] == "large"}
+    return [head] + [
+        (
+            r["backend"],
+            r["batch"],
+            r["network"],
+            f"{r['ms']:.1f} ({r['low']:.1f} to {r['high']:.1f})",
+            f"{large[r['backend'], r['batch']] / r['ms']:.2f} ×",
+        )
+        for r in rows["rows"]
+    ]
+
+
 def analysis_time(rows: list[dict[str, Any]]) -> list[Row]:
     head = ("network", "blocks", "nodes", "capture, s", "axes, s", "ms a node")
     names = ("nodes", "capture_seconds", "walk_seconds", "milliseconds_per_node")
@@ -98,7 +113,15 @@ def thesis_table(rows: list[dict[str, Any]]) -> list[Row]:
 
 TABLES: dict[str, Callable[[Any], list[Row]]] = {
     made.__name__: made
-    for made in (step_time, search_cost, search_latency, analysis_time, coverage, thesis_table)
+    for made in (
+        step_time,
+        search_cost,
+        search_latency,
+        deploy_latency,
+        analysis_time,
+        coverage,
+        thesis_table,
+    )
 }
 
 

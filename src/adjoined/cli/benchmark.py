@@ -56,5 +56,5 @@ def run(given: dict[str, Any]) -> None:
     Console().print(table)
     ratio = data["macs"]["large"] / data["macs"]["small"]
     print(
-        f"{ratio:.2f} × fewer multiply-adds; {data['device']}; medians of {data['rounds']} in turns; in {folder}/benchmark.json"
+        f"{ratio:.2f} × fewer multiply-adds; {data['device']}, {data['threads']} thread{'s' * (data['threads'] > 1)}; medians of {data['rounds']} in turns; in {folder}/benchmark.json"
     )

@@ -30,7 +30,15 @@ from adjoined.errors import AdjoinedError, did_you_mean
 from adjoined.search.gates import Gate, plan_of
 from adjoined.search.table import CostTable
 
-__all__ = ["BACKENDS", "Latency", "cache_folder", "device_name", "measure_latency", "time_plan"]
+__all__ = [
+    "BACKENDS",
+    "Latency",
+    "cache_folder",
+    "device_name",
+    "measure_latency",
+    "processor_name",
+    "time_plan",
+]
 
 BACKENDS = ("eager", "onnxruntime")
 Inputs = tuple[tuple, dict[str, Any]]
@@ -117,6 +125,13 @@ def cache_folder() -> Path:
 
 def device_name(device: torch.device) -> str:
     """The device in words: the GPU's name, or the processor's with the number of threads in use."""
+    threads = torch.get_num_threads()
+    many = "" if device.type == "cuda" else f", {threads} thread{'s' * (threads > 1)}"
+    return processor_name(device) + many
+
+
+def processor_name(device: torch.device) -> str:
+    """The name of the GPU or of the processor."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     name = platform.processor() or platform.machine()
@@ -124,7 +139,7 @@ def device_name(device: torch.device) -> str:
     if info.is_file():
         lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
         name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
-    return f"{name}, {torch.get_num_threads()} threads"
+    return name
 
 
 class _Timer:

@@ -20,7 +20,7 @@ from adjoined.export.benchmark import benchmark, installed_backends
 from adjoined.export.card import model_card
 from adjoined.export.subject import Architecture, Options
 from adjoined.export.write import Exported, export
-from adjoined.search.latency import device_name
+from adjoined.search.latency import processor_name
 from adjoined.store import load
 from adjoined.train.checkpoint import written_aside
 from adjoined.train.config import CompressConfig, load_config
@@ -161,7 +161,7 @@ def benchmark_run(
     )
     rows = benchmark(networks, picture, backends=chosen, batches=batch, rounds=rounds, watch=watch)
     data = {
-        "device": device_name(torch.device(device)),
+        "device": processor_name(torch.device(device)),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "rounds": rounds,
