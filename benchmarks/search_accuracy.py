@@ -1,7 +1,7 @@
 """Is a searched plan better than others of the same cost? Searched, uniform and random plans, trained alike.
 
     python -m benchmarks.search_accuracy [--data ../shared/data/cifar10] [--work runs/search_accuracy] [--images 50000]
-        [--seeds 3] [--random 5] [--epochs 30] [--macs 0.45] [--model digits_vit] [--model-args JSON] [--img-size 32]
+        [--seeds 0 1 2] [--random 5] [--epochs 30] [--macs 0.45] [--model digits_vit] [--model-args JSON] [--img-size 32]
         [--device auto]
 
 For every seed: the large network is trained alone, then a search to the budget starts from it, once with constant
@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--data", default="../shared/data/cifar10")
     parser.add_argument("--work", type=Path, default=Path("runs/search_accuracy"))
     parser.add_argument("--images", type=int, default=50_000, help="training pictures")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--random", type=int, default=5, help="random plans a seed")
     parser.add_argument("--epochs", type=int, default=30, help="of the base, the search and each training")
     parser.add_argument("--macs", type=float, default=0.45)
@@ -137,10 +137,13 @@ def main() -> None:
     settings = {
         k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k not in ("work", "data")
     }
-    for seed in range(args.seeds):
+    for done, seed in enumerate(args.seeds, 1):
         rows += seed_rows(config, args.work, seed, args.random)
         table = summary(rows)
-        write("search_accuracy", {"settings": settings, "seeds": seed + 1, "summary": table, "runs": rows})
+        write(
+            "search_accuracy",
+            {"settings": settings, "seeds": args.seeds[:done], "summary": table, "runs": rows},
+        )
     for row in table:
         print(
             f"{row['plan']:<20} {row['top1']:.2f} ± {row['sd']:.2f} % of {row['runs']} runs, {row['macs']:.3f} of the MACs"
