@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from adjoined.data import InputSpec, batches, check_bad, load_data, make_batches
+from adjoined.data import InputSpec, batches, check_bad, load_data, make_batches, some_pictures
 from adjoined.data.images import Images, make_data
 from adjoined.errors import DataError
 
@@ -146,6 +146,9 @@ def test_a_broken_picture_is_named_counted_and_left_out_of_memory():
     assert torch.equal(y, torch.tensor([i for i in range(120) if i != 7]))
     assert torch.equal(numbers(x), y)
     assert made.images.name(7) == "picture 8"
+    x, y = some_pictures(made.images, INPUTS, 200)  # decoded again: the same ones, and no word of the broken one
+    assert len(y) == 119
+    assert torch.equal(numbers(x), y)
 
 
 def test_a_broken_picture_is_left_out_while_reading():

@@ -239,13 +239,13 @@ def _hold(made: Batches) -> Batches:
         check_bad(made)
     if len(kept) < len(made.images):
         warnings.warn(f"skipped {len(made.images) - len(kept)} of {len(made.images)} pictures", stacklevel=3)
-    name = partial(_renumbered, made.images.name, tuple(kept))
-    images = replace(made.images, labels=made.images.labels[kept], name=name)
+    read, name = (partial(_renumbered, f, tuple(kept)) for f in (made.images.read, made.images.name))
+    images = replace(made.images, labels=made.images.labels[kept], read=read, name=name)
     return replace(made, images=images, pixels=pixels[: len(kept)])
 
 
-def _renumbered(name: Callable[[int], str], rows: Sequence[int], i: int) -> str:
-    return name(rows[i])
+def _renumbered(of: Callable[[int], Any], rows: Sequence[int], i: int) -> Any:
+    return of(rows[i])
 
 
 def _worth_holding(images: Images, inputs: InputSpec) -> bool:
