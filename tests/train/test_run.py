@@ -18,7 +18,8 @@ from adjoined.train.config import load_config
 from adjoined.train.folder import latest_run
 from adjoined.train.run import compress, evaluate
 
-FILES = [".lock", "checkpoints", "config.yaml", "metrics.jsonl", "plan.json", "result.json", "small"]
+FILES = [".lock", "checkpoints", "config.yaml", "metrics.jsonl", "plan.json"]
+FILES += ["predictions.json", "result.json", "small"]
 ROOT = Path(__file__).parents[2]
 
 
