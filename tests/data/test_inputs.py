@@ -1,6 +1,7 @@
 import io
 import json
 import pickle
+import random
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -80,9 +81,15 @@ def test_pixels_of_unknown_range_are_refused():
             eval_transform(GREY)(picture)
 
 
+SEED = 0  # with which the random crop of timm's policy keeps both edges
+
+
 @pytest.mark.parametrize("family", [None, "light", "rand-m1-n1-p0.0"])
 def test_a_picture_is_turned_upright(family):
     """What a camera held on its side writes: pixels as they fell on the chip, and how to turn them."""
+    torch.manual_seed(SEED)
+    random.seed(SEED)
+    np.random.seed(SEED)  # noqa: NPY002 — timm draws from it
     upright = Image.new("L", (32, 32))
     upright.paste(255, (0, 0, 32, 16))
     exif = Image.Exif()
