@@ -40,7 +40,7 @@ from adjoined.train.predictions import write_predictions
 from adjoined.train.search import objective_of, run_search, search_facts, subset
 from adjoined.train.tasks import LabelTask, TwinTask
 
-__all__ = ["choose_plan", "compress", "evaluate", "make_accelerator"]
+__all__ = ["choose_plan", "compress", "evaluate", "load_parts", "make_accelerator", "make_loaders"]
 
 
 def compress(config: CompressConfig, *, console: Console | None = None) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def _compress(
     checkpoints = Checkpoints(folder / "checkpoints", keep=config.keep_checkpoints)
     set_seed(config.seed)
     with console.status("reading the data, capturing the network"):
-        data, model, inputs = _load(config)
+        data, model, inputs = load_parts(config)
         axes = find_axes(model, torch.zeros(2, inputs.channels, *inputs.size))
         state = checkpoints.latest() if config.resume else None
         plan, objective = None, None
@@ -85,7 +85,7 @@ def _compress(
         else:
             plan = choose_plan(axes, config, folder if config.resume else None)
             Adjoined(model, plan, axes=axes)  # proves it before training
-        loaders = _batches(data, inputs, config)
+        loaders = make_loaders(data, inputs, config)
     lr = config.lr or default_lr(model, has_weights=not config.needs_base)
     base_lr = config.base_lr or lr
     config = replace(config, lr=lr, base_lr=base_lr, data_fingerprint=data.fingerprint, out=str(folder))
@@ -106,7 +106,7 @@ def _compress(
             rewrite_metrics(folder, history)
     if objective is not None:
         found = subset(data, config.subset_classes, config.subset_images, config.seed)
-        train, validation = loaders if found is data else _batches(found, inputs, config)
+        train, validation = loaders if found is data else make_loaders(found, inputs, config)
         here = replace(setting, train=train, validation=validation)
         plan, state = run_search(model, objective, here, folder, state), None
         if config.search_only:
@@ -179,7 +179,8 @@ def choose_plan(axes: Axes, config: CompressConfig, resumed: Path | None = None)
     return axes.plan(alpha=4 if config.alpha is None else config.alpha, scope=config.scope)
 
 
-def _load(config: CompressConfig) -> tuple[ImageData, nn.Module, InputSpec]:
+def load_parts(config: CompressConfig) -> tuple[ImageData, nn.Module, InputSpec]:
+    """The data, the network for its classes, and what that is fed. Raises AdjoinedError or DataError for a misfit."""
     data = load_data(config.data)
     if config.data_fingerprint not in (None, data.fingerprint):
         raise DataError(
@@ -199,7 +200,8 @@ def _load(config: CompressConfig) -> tuple[ImageData, nn.Module, InputSpec]:
     return data, model, inputs
 
 
-def _batches(data: ImageData, inputs: InputSpec, config: CompressConfig) -> tuple[Batches, Batches]:
+def make_loaders(data: ImageData, inputs: InputSpec, config: CompressConfig) -> tuple[Batches, Batches]:
+    """Batches of the training pictures, augmented as the config says, and of the held-out ones."""
     options: dict[str, Any] = {
         "batch_size": config.batch_size,
         "cache": config.cache,
