@@ -35,10 +35,10 @@ def environment() -> dict[str, Any]:
     }
 
 
-def write(name: str, rows: Any) -> Path:
-    """Write benchmarks/results/NAME.json."""
-    path = RESULTS / f"{name}.json"
-    RESULTS.mkdir(exist_ok=True)
+def write(name: str, rows: Any, folder: Path = RESULTS) -> Path:
+    """Write benchmarks/results/NAME.json, or that in another folder."""
+    path = folder / f"{name}.json"
+    folder.mkdir(parents=True, exist_ok=True)
     path.write_text(
         json.dumps({"environment": environment(), "rows": rows}, indent=1) + "\n", encoding="utf-8"
     )

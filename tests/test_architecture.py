@@ -21,7 +21,7 @@ PARTS: dict[str, set[str]] = {
     "report": {"errors"},
     "importance": {"core", "errors"},
     "export": {"store", "core", "errors"},
-    "search": {"core", "errors", "losses"},
+    "search": {"core", "errors", "export", "losses"},
     "train": {"store", "core", "data", "errors", "export", "importance", "losses", "models", "search"},
     "store": {"core", "errors"},
     "__init__": {"store", "core", "errors", "export", "importance", "losses", "search"},

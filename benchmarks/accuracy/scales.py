@@ -1,11 +1,12 @@
 """What the accuracy benchmark trains: on which data, how long, to which cost. CPU-sized and GPU-sized."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from adjoined.train.config import CompressConfig
 
 __all__ = ["SCALES", "Scale"]
 
+COMPARED = ("an", "dan", "scratch", "scratch-kd", "tp", "tp-kd", "cut-kd", "longer")
 CIFAR10, TINY = "../shared/data/cifar10", "../shared/data/tiny-imagenet-100"
 
 
@@ -16,7 +17,7 @@ class Scale:
     config: CompressConfig
     macs: tuple[float, ...] = (0.25,)
     seeds: tuple[int, ...] = (0,)
-    methods: tuple[str, ...] = field(default=())  # () means all
+    methods: tuple[str, ...] = COMPARED
 
 
 def _gpu(model: str, data: str, *, lr: float, **model_args: object) -> Scale:

@@ -19,9 +19,12 @@ from adjoined.errors import AdjoinedError
 __all__ = ["adjoined_loss", "dan_loss", "lambda_schedule"]
 
 
-def lambda_schedule(progress: float) -> float:
-    """The weight λ(t) = min(4t², 1) of the KL term: 0 at the start, 1 from half of the training on."""
-    return min(4.0 * progress * progress, 1.0)
+def lambda_schedule(progress: float, ramp: float = 0.5) -> float:
+    """The weight λ(t) = min((t / ramp)², 1) of the KL term: 0 at the start, 1 from a share `ramp` of training on.
+
+    The source's 4t² is a ramp of half the training; 0 is a weight of 1 from the first step.
+    """
+    return min((progress / ramp) ** 2, 1.0) if ramp else 1.0
 
 
 def adjoined_loss(

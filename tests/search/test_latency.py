@@ -28,7 +28,9 @@ def fake_clock(monkeypatch):
         return 1000 + 10 * sum(kept.values())
 
     monkeypatch.setattr(latency._Timer, "runner", runner)
-    monkeypatch.setattr(latency._Timer, "times", lambda timer, *runs: [float(r) for r in runs] * timer.rounds)
+    monkeypatch.setattr(
+        latency._Timer, "times", lambda timer, *runs: [[float(r)] * timer.rounds for r in runs]
+    )
     return runs
 
 
@@ -83,7 +85,8 @@ def test_real_networks_are_timed(known, tmp_path):
 def test_backends(known, tmp_path):
     gates = find_gates(known.axes)
     with pytest.raises(
-        adjoined.AdjoinedError, match="backend 'onnx' is unknown; legal are eager, onnxruntime; did"
+        adjoined.AdjoinedError,
+        match="backend 'onnx' is unknown; there are eager, compiled, onnxruntime, openvino; did",
     ):
         measure_latency(known.model, known.axes, gates, backend="onnx", cache=tmp_path)
     try:

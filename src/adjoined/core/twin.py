@@ -1,6 +1,6 @@
 """Both networks as one module over one set of parameters."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
@@ -13,9 +13,12 @@ from adjoined.core.plan import Plan
 from adjoined.core.program import Network, Program, build_program
 from adjoined.core.slicing import Slicer, make_slicer
 from adjoined.core.walk import op_name
-from adjoined.errors import PlanError
+from adjoined.errors import AdjoinedError, PlanError
 
-__all__ = ["Adjoined", "changed_buffers"]
+__all__ = ["Adjoined", "Own", "changed_buffers"]
+
+Own = Literal["none", "norms", "vectors"]
+NORMALISATIONS = ("layer_norm", "batch_norm", "group_norm", "instance_norm", "rms_norm")
 
 
 class Adjoined(nn.Module):
@@ -31,6 +34,8 @@ class Adjoined(nn.Module):
         axes: the model's axes; those found before by `find_axes(model, …)` if left out.
         example: inputs to find the axes with, where neither is at hand.
         check: prove on the example input that the small network is the large one with the dropped entries masked.
+        own: parameters that the small network has of its own, starting as slices of the large one's: none of them,
+            those of normalisations (as slimmable networks do, Yu et al. 2019), or all vectors (biases, gains, scales).
 
     Raises:
         PlanError: the plan is another model's, or cuts nothing that exists.
@@ -45,6 +50,7 @@ class Adjoined(nn.Module):
         axes: Axes | None = None,
         example: Example | None = None,
         check: bool = True,
+        own: Own = "none",
     ):
         super().__init__()
         axes = axes if axes is not None else axes_of(model, example)
@@ -60,14 +66,19 @@ class Adjoined(nn.Module):
             name: make_slicer(axes.stored.get(axes.aliases.get(name, name), ()), kept)
             for name in (*_named(model), *axes.capture.constants)
         }
-        self.small_buffers = nn.Module()
-        self._own: dict[str, str] = {}
-        buffers = dict(model.named_buffers())
+        self.small_buffers, self.small_parameters = nn.Module(), nn.Module()
+        self._own: dict[str, tuple[nn.Module, str]] = {}
+        buffers, params = dict(model.named_buffers()), dict(model.named_parameters())
         for name in sorted(changed_buffers(axes.capture.train, axes.capture.eval) & buffers.keys()):
-            self._own[name] = name.replace(".", "__")
-            self.small_buffers.register_buffer(
-                self._own[name], self._cut(name, buffers[name]).detach().clone()
-            )
+            leaf = name.replace(".", "__")
+            self.small_buffers.register_buffer(leaf, self._cut(name, buffers[name]).detach().clone())
+            self._own[name] = self.small_buffers, leaf
+        for name in _own_parameters(model, axes, own):
+            leaf = name.replace(".", "__")
+            copy = nn.Parameter(self._cut(name, params[name]).detach().clone(), params[name].requires_grad)
+            self.small_parameters.register_parameter(leaf, copy)
+            same = (n for n, p in _named(model).items() if p is params[name])
+            self._own |= dict.fromkeys(same, (self.small_parameters, leaf))
         self._constants = {name: self._cut(name, tensor) for name, tensor in axes.capture.constants.items()}
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
@@ -87,7 +98,7 @@ class Adjoined(nn.Module):
             for name, tensor in _named(self.large).items()
             if name not in self._own
         }
-        out |= {name: getattr(self.small_buffers, own) for name, own in self._own.items()}
+        out |= {name: getattr(holder, leaf) for name, (holder, leaf) in self._own.items()}
         return out | self._constants
 
     def small(self) -> Network:
@@ -127,6 +138,25 @@ def _named(model: nn.Module) -> dict[str, Tensor]:
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),
     }
+
+
+def _own_parameters(model: nn.Module, axes: Axes, own: str) -> list[str]:
+    """Names of the parameters that `own` gives the small network, each tensor once."""
+    if own == "none":
+        return []
+    if own == "vectors":
+        return [n for n, p in model.named_parameters() if p.squeeze().ndim <= 1]
+    if own != "norms":
+        raise AdjoinedError(f"own is {own!r}; legal are none, norms and vectors")
+    read = {
+        graph.stored[arg.name].key(axes.aliases)
+        for graph in axes.capture.graphs.values()
+        for node in graph.fx.nodes
+        if node.op == "call_function" and op_name(node) in NORMALISATIONS
+        for arg in node.all_input_nodes
+        if arg.name in graph.stored
+    }
+    return [n for n, _ in model.named_parameters() if axes.aliases.get(n, n) in read]
 
 
 def changed_buffers(*graphs: Graph) -> set[str]:

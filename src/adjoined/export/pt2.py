@@ -1,12 +1,13 @@
 """`torch.export`: one file that torch alone loads and runs, on any device."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from adjoined.export.runner import Runner
-from adjoined.export.subject import Subject, flat
+from adjoined.export.subject import Subject
 
 __all__ = ["open_pt2", "write_pt2"]
 
@@ -19,11 +20,5 @@ def write_pt2(subject: Subject, path: Path) -> dict[str, Any]:
 
 def open_pt2(path: Path, subject: Subject) -> Runner:
     program = torch.export.load(path)
-    module = program.module()
-    names = [*subject.example[1]]
-
-    def run(inputs: list[torch.Tensor]) -> list[torch.Tensor]:
-        with torch.no_grad():
-            return flat(module(**dict(zip(names, inputs, strict=True))) if names else module(*inputs))
-
-    return Runner(run, None if subject.program[1] else subject.inputs[0].shape[0])
+    call = partial(subject.call, program.module())
+    return Runner(call, None if subject.program[1] else subject.inputs[0].shape[0])

@@ -2,12 +2,12 @@
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-__all__ = ["Runner", "Timing", "time_in_turns"]
+__all__ = ["Runner", "Timing", "in_turns", "time_in_turns"]
 
 
 @dataclass(frozen=True)
@@ -27,20 +27,25 @@ class Timing:
     high: float
 
 
-def time_in_turns(
-    calls: Mapping[str, Callable[[], object]], *, rounds: int = 15, warmup: int = 3
-) -> dict[str, Timing]:
-    """Time each call in turns (a, b, a, b, …), so that a machine that drifts drifts for all."""
-    for call in calls.values():
+def in_turns(
+    calls: Sequence[Callable[[], object]], *, rounds: int = 15, warmup: int = 3
+) -> list[list[float]]:
+    """Milliseconds of each call of each round, [call][round], in turns (a, b, a, b, …): what drifts drifts for all."""
+    for call in calls:
         for _ in range(warmup):
             call()
-    times: dict[str, list[float]] = {name: [] for name in calls}
+    times: list[list[float]] = [[] for _ in calls]
     for _ in range(rounds):
-        for name, call in calls.items():
+        for call, own in zip(calls, times, strict=True):
             start = time.perf_counter()
             call()
-            times[name].append(1000 * (time.perf_counter() - start))
-    return {name: _timing(values) for name, values in times.items()}
+            own.append(1000 * (time.perf_counter() - start))
+    return times
+
+
+def time_in_turns(calls: Mapping[str, Callable[[], object]], **options: int) -> dict[str, Timing]:
+    """What `in_turns` finds of each call, by its name; `options` are its own."""
+    return dict(zip(calls, map(_timing, in_turns(list(calls.values()), **options)), strict=True))
 
 
 def _timing(values: list[float]) -> Timing:

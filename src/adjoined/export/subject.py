@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -87,6 +87,15 @@ class Subject:
     def inputs(self) -> list[Tensor]:
         """The example's tensors, in the order in which every format takes them."""
         return [t for t in pytree.tree_leaves(self.example) if isinstance(t, Tensor)]
+
+    def call(self, net: Callable[..., Any], inputs: Sequence[Tensor]) -> list[Tensor]:
+        """The tensors that `net` answers to `inputs` in the places of the example's tensors."""
+        leaves, spec = pytree.tree_flatten(self.example)
+        given = iter(inputs)
+        placed = [next(given) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        args, kwargs = pytree.tree_unflatten(placed, spec)
+        with torch.inference_mode():
+            return flat(net(*args, **kwargs))
 
     @property
     def input_names(self) -> list[str]:

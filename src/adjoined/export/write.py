@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from adjoined.export.openvino import open_openvino, write_openvino
 from adjoined.export.pt2 import open_pt2, write_pt2
 from adjoined.export.quantize import write_onnx_int8
 from adjoined.export.runner import Runner, time_in_turns
-from adjoined.export.subject import Subject, flat, make_subject
+from adjoined.export.subject import Subject, make_subject
 from adjoined.export.timm import open_timm, write_timm
 from adjoined.store import load, save
 
@@ -72,13 +73,7 @@ def _write_safetensors(subject: Subject, path: Path) -> dict[str, Any]:
 
 
 def _open_safetensors(path: Path, subject: Subject) -> Runner:
-    net, names = load(path.parent), [*subject.example[1]]
-
-    def run(inputs: list[Tensor]) -> list[Tensor]:
-        with torch.no_grad():
-            return flat(net(**dict(zip(names, inputs, strict=True))) if names else net(*inputs))
-
-    return Runner(run)
+    return Runner(partial(subject.call, load(path.parent)))
 
 
 FORMATS = {
@@ -186,15 +181,11 @@ def missing_extra(what: str, needs: Sequence[str], extra: str) -> None:
 
 def _compare(runner: Runner, subject: Subject) -> tuple[float, float | None, int]:
     """Largest relative difference from PyTorch, agreement of the top-1 in percent, and how many inputs were asked."""
-    names = [*subject.example[1]]
     batches = _batches(subject, runner.batch)
     gap = scale = same = count = 0.0
     scores = True
     for inputs in batches:
-        with torch.no_grad():
-            wanted = flat(
-                subject.net(**dict(zip(names, inputs, strict=True))) if names else subject.net(*inputs)
-            )
+        wanted = subject.call(subject.net, inputs)
         found = runner.run([t.contiguous() for t in inputs])
         for a, b in zip(found, wanted, strict=True):
             gap = max(gap, float((a.float() - b.float()).abs().max())) if b.is_floating_point() else gap

@@ -7,15 +7,13 @@ sum is compared with real small networks that mix factors, and the error is part
 
 import copy
 import hashlib
-import importlib
 import json
 import os
 import platform
 import statistics
-import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +24,13 @@ from torch.utils import _pytree as pytree
 from adjoined.core.axes import Axes
 from adjoined.core.capture import Example, normalise_example
 from adjoined.core.twin import Adjoined
-from adjoined.errors import AdjoinedError, did_you_mean
+from adjoined.errors import AdjoinedError
+from adjoined.export.backends import check_backend, open_backend
+from adjoined.export.runner import in_turns
 from adjoined.search.gates import Gate, plan_of
 from adjoined.search.table import CostTable
 
 __all__ = [
-    "BACKENDS",
     "Latency",
     "cache_folder",
     "device_name",
@@ -40,7 +39,6 @@ __all__ = [
     "time_plan",
 ]
 
-BACKENDS = ("eager", "onnxruntime")
 Inputs = tuple[tuple, dict[str, Any]]
 
 
@@ -87,14 +85,11 @@ def measure_latency(
 
     Args:
         example: what to time the networks with; the example of `axes` if left out.
-        backend: "eager" (PyTorch, CPU or GPU) or "onnxruntime" (CPU; needs the extra `onnx`).
+        backend: "eager" or "compiled" (PyTorch, CPU or GPU), "onnxruntime" or "openvino" (CPU; the extras `onnx`, `openvino`).
         rounds: timings of each network, of which the median counts.
         cache: folder of the measurements; the user's cache folder, or $ADJOINED_CACHE, if left out.
     """
-    if backend not in BACKENDS:
-        raise AdjoinedError(
-            f"backend {backend!r} is unknown; legal are {', '.join(BACKENDS)}{did_you_mean(backend, BACKENDS)}"
-        )
+    check_backend(backend)
     timer = _Timer(model, axes, gates, example, backend, rounds)
     path = Path(cache or cache_folder()) / f"latency-{timer.key()}.json"
     if path.is_file():
@@ -113,7 +108,7 @@ def time_plan(
     """Nanoseconds of one batch of the real small network; `options` as in `measure_latency`."""
     options = {"example": None, "backend": "eager", "rounds": 15} | options
     timer = _Timer(model, axes, gates, **options)
-    return statistics.median(timer.times(timer.runner(choices)))
+    return statistics.median(timer.times(timer.runner(choices))[0])
 
 
 def cache_folder() -> Path:
@@ -157,8 +152,9 @@ class _Timer:
         self.model = copy.deepcopy(model).eval()
         self.axes, self.gates, self.backend, self.rounds = axes, tuple(gates), backend, rounds
         first = next(p for p in model.parameters() if p.is_floating_point())
-        self.device = torch.device("cpu") if backend == "onnxruntime" else first.device
-        self.dtype = torch.float32 if backend == "onnxruntime" else first.dtype  # its kernels know no other
+        own = backend in ("eager", "compiled")  # other runtimes are asked on the CPU, in float32
+        self.device = first.device if own else torch.device("cpu")
+        self.dtype = first.dtype if own else torch.float32
         self.model.to(self.device, self.dtype)
         given = normalise_example(example) if example is not None else axes.capture.example
         self.inputs: Inputs = pytree.tree_map(lambda t: _to(t, self.device, self.dtype), given)
@@ -205,35 +201,18 @@ class _Timer:
         plan = plan_of(self.axes, [g for g, _ in cut], [c for _, c in cut])
         net = Adjoined(self.model, plan, axes=self.axes, check=False).small().eval().to(self.dtype)
         args, kwargs = self.inputs
-        if self.backend == "onnxruntime":
-            return _onnx_runner(net, self.inputs)
+        tensors = [t for t in pytree.tree_leaves(self.inputs) if isinstance(t, Tensor)]
+        return partial(open_backend(net, kwargs or args, self.backend), tensors)
 
-        def run() -> None:
-            with torch.inference_mode():
-                net(*args, **kwargs)
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-
-        return run
-
-    def times(self, *runs: Callable[[], Any]) -> list[float]:
-        """Nanoseconds of each run, in turns: a, b, a, b, …"""
-        for run in runs:
-            run()
-            run()
-        out = []
-        for _ in range(self.rounds):
-            for run in runs:
-                start = time.perf_counter_ns()
-                run()
-                out.append(float(time.perf_counter_ns() - start))
-        return out
+    def times(self, *runs: Callable[[], Any]) -> list[list[float]]:
+        """Nanoseconds of each run, [run][round], in turns."""
+        found = in_turns(runs, rounds=self.rounds, warmup=2)
+        return [[1e6 * ms for ms in own] for own in found]
 
     def _share(self, large_run: Callable, run: Callable) -> tuple[float, list[float]]:
         """Time of `run` as a share of the large network's, median of pairs; the large network's times."""
-        pairs = self.times(large_run, run)
-        shares = [b / a for a, b in zip(pairs[::2], pairs[1::2], strict=True)]
-        return statistics.median(shares), pairs[::2]
+        large, small = self.times(large_run, run)
+        return statistics.median(b / a for a, b in zip(large, small, strict=True)), large
 
     def _mixed(self) -> list[list[int]]:
         """Plans to check with: factors in turn, upwards and downwards."""
@@ -255,27 +234,6 @@ def _to(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
     if not isinstance(value, Tensor):
         return value
     return value.to(device, dtype if value.is_floating_point() else None)
-
-
-def _onnx_runner(net: nn.Module, inputs: Inputs) -> Callable[[], Any]:
-    """A call of `net` by ONNX Runtime on the CPU, with as many threads as PyTorch has."""
-    try:
-        importlib.import_module("onnxscript")  # what torch.onnx.export needs
-        onnxruntime: Any = importlib.import_module("onnxruntime")
-    except ImportError as error:
-        raise AdjoinedError(
-            f"backend onnxruntime needs {error.name}; install it with: pip install 'adjoined[onnx]'"
-        ) from None
-    args, kwargs = inputs
-    with tempfile.TemporaryDirectory() as folder:
-        path = str(Path(folder) / "net.onnx")
-        torch.onnx.export(net, args, path, kwargs=kwargs or None, dynamo=True, verbose=False)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    tensors = [t for t in pytree.tree_leaves(inputs) if isinstance(t, Tensor)]
-    feed = {i.name: t.numpy() for i, t in zip(session.get_inputs(), tensors, strict=True)}
-    return lambda: session.run(None, feed)
 
 
 def _from_dict(data: dict[str, Any]) -> Latency:

@@ -2,13 +2,16 @@
 
 import math
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from timm.optim import list_optimizers
 
+from adjoined.core.twin import Own
 from adjoined.errors import AdjoinedError, did_you_mean
+from adjoined.losses import lambda_schedule
 from adjoined.train.checkpoint import written_aside
 
 __all__ = ["FREE_ON_RESUME", "CompressConfig", "check_config", "load_config", "save_config"]
@@ -21,7 +24,7 @@ FREE_ON_RESUME = frozenset(
 
 Cache = Literal["auto", "memory", "none"]
 Device = Literal["auto", "cpu", "cuda"]
-Backend = Literal["eager", "onnxruntime"]
+Backend = Literal["eager", "onnxruntime", "openvino"]
 Noise = Literal["gumbel", "normal", "none"]
 Order = Literal["taylor", "magnitude", "none"]
 Per = Literal["block", "axis"]
@@ -86,7 +89,9 @@ class CompressConfig:
     latency_ms: Annotated[
         float | None, "budget of a search: milliseconds a picture on this device, measured first"
     ] = None
-    latency_backend: Annotated[Backend, "what is timed: eager (PyTorch) or onnxruntime (CPU)"] = "eager"
+    latency_backend: Annotated[
+        Backend, "what is timed: eager (PyTorch), or onnxruntime or openvino (CPU)"
+    ] = "eager"
     gate_lr: Annotated[float, "peak learning rate of the gates"] = 0.02
     noise: Annotated[Noise, "of the gates: gumbel, normal (the thesis to the letter) or none"] = "gumbel"
     temperature: Annotated[
@@ -123,7 +128,13 @@ class CompressConfig:
     ] = "taylor"
     detach_large: Annotated[bool, "stop the gradient of the KL term at the large network"] = False
     small_ce: Annotated[float, "weight of a label term for the small network"] = 0.0
-    kl_weight: Annotated[float, "weight of the KL term, beside its schedule λ(t) = min(4t², 1)"] = 1.0
+    kl_weight: Annotated[float, "weight of the KL term, beside its schedule λ(t)"] = 1.0
+    ramp: Annotated[
+        float, "share of training in which λ(t) = min((t / ramp)², 1) rises; 0: 1 from the start"
+    ] = 0.5
+    own: Annotated[
+        Own, "parameters the small network has of its own: none, norms, or vectors (biases and gains too)"
+    ] = "none"
     label_smoothing: Annotated[float, "share of the target given to all classes alike, 0 to 1"] = 0.0
 
     mixup: Annotated[float, "α of mixup's Beta(α, α): two pictures are blended; 0: off"] = 0.0
@@ -151,6 +162,13 @@ class CompressConfig:
     def needs_base(self) -> bool:
         """Whether no weights are given, so that the large network is to be trained alone first."""
         return not (self.pretrained or self.checkpoint)
+
+    @property
+    def loss_options(self) -> dict[str, Any]:
+        """What `adjoined_loss` is told."""
+        names = ("detach_large", "small_ce", "kl_weight", "label_smoothing")
+        schedule = partial(lambda_schedule, ramp=self.ramp)
+        return {name: getattr(self, name) for name in names} | {"schedule": schedule}
 
 
 def check_config(config: CompressConfig) -> CompressConfig:
@@ -204,8 +222,9 @@ def _check_training(config: CompressConfig) -> None:
         raise AdjoinedError(
             f"--mixup and --cutmix pair pictures; --batch-size {config.batch_size} must be even"
         )
-    if not 0 <= config.erasing <= 1:
-        raise AdjoinedError(f"--erasing is {config.erasing}; it must be a share in [0, 1]")
+    for name in ("erasing", "ramp"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise AdjoinedError(f"--{name} is {getattr(config, name)}; it must be a share in [0, 1]")
     for name in ("ema", "layer_decay"):
         value = getattr(config, name)
         if value is not None and not 0 < value < 1:

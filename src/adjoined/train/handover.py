@@ -16,7 +16,8 @@ from adjoined.core.program import Network
 from adjoined.core.twin import Adjoined
 from adjoined.data import InputSpec, load_data, some_pictures
 from adjoined.errors import AdjoinedError
-from adjoined.export.benchmark import benchmark, installed_backends
+from adjoined.export.backends import installed_backends
+from adjoined.export.benchmark import benchmark
 from adjoined.export.card import model_card
 from adjoined.export.subject import Architecture, Options
 from adjoined.export.write import Exported, export

@@ -113,10 +113,9 @@ def _compress(
             twin = Adjoined(objective.network.large, plan, axes=axes)
             return _finish(twin, plan, setting, folder, data)
     assert plan is not None
-    twin = Adjoined(model, plan, axes=axes, check=objective is not None)  # else proven above
-    options = {k: getattr(config, k) for k in ("detach_large", "small_ce", "kl_weight", "label_smoothing")}
+    twin = Adjoined(model, plan, axes=axes, check=objective is not None, own=config.own)  # else proven above
     phase = Phase("adjoined", 2, config.epochs, lr, judged_by="small")
-    for row in fit(TwinTask(twin, **options), phase, setting, state=state):
+    for row in fit(TwinTask(twin, **config.loss_options), phase, setting, state=state):
         append_metrics(folder, row)
     return _finish(twin, plan, setting, folder, data)
 

@@ -68,7 +68,6 @@ def objective_of(
     A budget in milliseconds has the device measured for one picture, the first time.
     Raises PlanError, in a moment, when no plan meets the budget or no candidate fits.
     """
-    names = ("detach_large", "small_ce", "kl_weight", "label_smoothing")
     copied, latency = copy.deepcopy(model), None
     if config.latency_ms is not None:
         gates = find_gates(axes, config.candidates, config.per)
@@ -95,7 +94,7 @@ def objective_of(
         noise=config.noise,
         temperature=config.temperature,
         freeze_gates=config.freeze_gates,
-        loss={name: getattr(config, name) for name in names},
+        loss=config.loss_options,
     )
 
 

@@ -92,6 +92,12 @@ class TwinTask(Task):
     def networks(self) -> dict[str, Network]:
         return {"large": self.twin.large, "small": self.twin.small_forward}
 
+    def groups(self, weight_decay: float, layer_decay: float | None = None) -> list[dict[str, Any]] | None:
+        groups, own = super().groups(weight_decay, layer_decay), list(self.twin.small_parameters.parameters())
+        if groups is not None and own:
+            groups.append({"params": own, "weight_decay": 0.0})
+        return groups
+
     @property
     def large(self) -> nn.Module:
         return self.twin.large

@@ -1,0 +1,197 @@
+"""The ways to a smaller network: each a function that makes a task of the training loop out of the trained base."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+
+from adjoined.core.plan import Plan
+from adjoined.core.twin import Adjoined
+from adjoined.data import some_pictures
+from adjoined.losses import lambda_schedule
+from adjoined.train.order import put_in_order
+from adjoined.train.search import SearchTask, objective_of
+from adjoined.train.tasks import LabelTask, Network, Task, TwinTask
+from benchmarks.accuracy.start import Phase, Start, train
+
+__all__ = ["METHODS", "Method", "macs_of"]
+
+Facts = dict[str, Any]
+Made = tuple[Task, Facts]
+
+
+class StudentTask(Task):
+    """A network of its own: cross entropy and, with a teacher, (1 - share) · CE(y, q) + share · KL(p ‖ q), p frozen."""
+
+    def __init__(self, student: nn.Module, teacher: nn.Module | None = None, share: float = 0.5) -> None:
+        super().__init__()
+        self.student, self.teacher, self.share = student, teacher, share if teacher else 0.0
+        if teacher is not None:
+            teacher.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "StudentTask":
+        super().train(mode)
+        if self.teacher is not None:
+            self.teacher.eval()
+        return self
+
+    def forward(self, x: Tensor, target: Tensor, progress: float) -> dict[str, Tensor]:
+        logits = self.student(x)
+        ce = functional.cross_entropy(logits, target)
+        if self.teacher is None:
+            return {"loss": ce, "ce": ce}
+        with torch.no_grad():
+            log_p = self.teacher(x).log_softmax(-1)
+        kl = functional.kl_div(logits.log_softmax(-1), log_p, reduction="batchmean", log_target=True)
+        return {"loss": (1 - self.share) * ce + self.share * kl, "ce": ce, "kl": kl}
+
+    def networks(self) -> dict[str, Network]:
+        return {"small": self.student}
+
+    @property
+    def large(self) -> nn.Module:
+        return self.student
+
+
+@dataclass(frozen=True)
+class Method:
+    """`letter` as in the table; `make(start, plan)` → the task and what is to be noted of it."""
+
+    letter: str
+    said: str
+    make: Callable[[Start, Plan], Made]
+    phase: str = "adjoined"
+    extra: Facts = field(default_factory=dict)
+
+
+def macs_of(net: nn.Module, example: Tensor) -> int:
+    """Multiply-adds of one input, counted by PyTorch while the network runs."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        net.eval()(example)
+    return counter.get_total_flops() // 2 // len(example)
+
+
+def adjoined(
+    start: Start, plan: Plan, *, order: str = "taylor", twin: Facts | None = None, **loss: Any
+) -> Made:
+    """AN-ViT from the ordered base; `loss`: options of the adjoined loss, `twin`: of the twin."""
+    model, facts = _ordered(start, plan, order)
+    options = start.setting.config.loss_options | loss
+    if "ramp" in options:
+        options["schedule"] = partial(lambda_schedule, ramp=options.pop("ramp"))
+    return TwinTask(Adjoined(model, plan, axes=start.axes, **twin or {}), **options), facts
+
+
+def searched(start: Start, plan: Plan, **options: Any) -> Made:
+    """DAN-ViT: search for as many epochs as the training to come, to the multiply-adds of `plan`; then AN."""
+    macs = start.axes.cost(plan).macs
+    config = start.setting.config
+    model, _ = _ordered(start, None, "taylor")
+    wanted = start.searching(macs)
+    objective = objective_of(wanted.config, model, start.axes, start.setting.accelerator.device)
+    assert config.lr is not None
+    phase = Phase("search", 1, config.epochs, config.lr, judged_by="small")
+    train(SearchTask(objective, config.gate_lr), phase, wanted)
+    found = objective.plan()
+    made = replace(start, model=model)
+    task, facts = adjoined(made, found, order="none", **options)
+    return task, facts | {"plan": dict(found.kept), "search_epochs": config.epochs}
+
+
+def longer(start: Start, plan: Plan) -> Made:
+    """The base goes on alone: what the large network of a twin is to be compared with."""
+    return LabelTask(copy.deepcopy(start.model)), {}
+
+
+def scratch(start: Start, plan: Plan, *, distil: bool) -> Made:
+    """The network of the plan with fresh weights."""
+    net = Adjoined(start.fresh(), plan, axes=start.axes, check=False).small()
+    return StudentTask(net, copy.deepcopy(start.model) if distil else None), {}
+
+
+def cut(start: Start, plan: Plan, *, distil: bool, order: str = "taylor") -> Made:
+    """The network of the plan, cut out of the ordered base, with weights of its own from then on."""
+    model, facts = _ordered(start, plan, order)
+    net = Adjoined(model, plan, axes=start.axes, check=False).small()
+    return StudentTask(net, copy.deepcopy(start.model) if distil else None), facts
+
+
+def torch_pruning(start: Start, plan: Plan, *, distil: bool) -> Made:
+    """Torch-Pruning cuts every width of the base, stream too, by its grouped Taylor criterion, to the MACs of `plan`.
+
+    The largest network at most as dear is taken, from ratios in steps of 1 %, heads being pruned whole.
+    """
+    budget = start.axes.cost(plan).macs
+    batch = some_pictures(start.setting.train.images, start.setting.train.inputs, 256)
+    example = batch[0][:1]
+    for percent in range(30, 95):
+        net = _prune(copy.deepcopy(start.model).cpu(), batch, percent / 100)
+        if macs_of(net, example) <= budget:
+            facts = {"ratio": percent / 100}
+            return StudentTask(net, copy.deepcopy(start.model) if distil else None), facts
+    raise AssertionError("Torch-Pruning reaches no such cost")
+
+
+def _prune(model: nn.Module, batch: tuple[Tensor, Tensor], ratio: float) -> nn.Module:
+    """As in Torch-Pruning's example for timm's vision transformers."""
+    import torch_pruning as tp
+
+    attentions = [m for m in model.modules() if hasattr(m, "qkv") and hasattr(m, "num_heads")]
+    x, target = batch
+    pruner = tp.pruner.BasePruner(
+        model.eval(),
+        x[:2],
+        importance=tp.importance.GroupTaylorImportance(),
+        pruning_ratio=ratio,
+        ignored_layers=[model.head],
+        num_heads={m.qkv: m.num_heads for m in attentions},
+        prune_num_heads=True,
+        prune_head_dims=False,
+        head_pruning_ratio=ratio,
+    )
+    functional.cross_entropy(model(x), target).backward()
+    pruner.step()
+    for m in attentions:
+        m.num_heads = pruner.num_heads[m.qkv]
+        m.attn_dim = m.proj.in_features
+        m.head_dim = m.attn_dim // m.num_heads
+    model.zero_grad(set_to_none=True)
+    return model
+
+
+def _ordered(start: Start, plan: Plan | None, order: str) -> tuple[nn.Module, Facts]:
+    model = copy.deepcopy(start.model)
+    return model, put_in_order(model, start.axes, plan, start.ordering(order))
+
+
+DISTIL: Facts = {"distil": True}
+METHODS: dict[str, Method] = {
+    "an": Method("a", "AN", adjoined),
+    "dan": Method("b", "DAN", searched),
+    "scratch": Method("c", "small network from scratch", partial(scratch, distil=False)),
+    "scratch-kd": Method("d", "from scratch, distilled from the base", partial(scratch, distil=True)),
+    "tp": Method("e", "Torch-Pruning, fine-tuned", partial(torch_pruning, distil=False)),
+    "tp-kd": Method("f", "Torch-Pruning, distilled", partial(torch_pruning, distil=True)),
+    "cut-kd": Method("g", "cut by importance, distilled, weights not shared", partial(cut, distil=True)),
+    "longer": Method("", "base, trained as long", longer),
+}
+
+# The dials, each alone beside AN as in the source, then together.
+DIALS: dict[str, Facts] = {
+    "unordered": {"order": "none"},
+    "magnitude": {"order": "magnitude"},
+    "detach": {"detach_large": True},
+    "ramp-0": {"ramp": 0.0},
+    "small-ce": {"small_ce": 0.5},
+    "kl-2": {"kl_weight": 2.0},
+    "own-norms": {"twin": {"own": "norms"}},
+    "own-vectors": {"twin": {"own": "vectors"}},
+    "all": {"detach_large": True, "ramp": 0.0, "small_ce": 0.5, "twin": {"own": "vectors"}},
+}
+METHODS |= {f"an-{name}": Method("a", f"AN, {name}", partial(adjoined, **o)) for name, o in DIALS.items()}
