@@ -45,5 +45,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { echo "setup: making .venv with $$($(PYTHON) --version)"; $(PYTHON) -m venv .venv; }
 	@echo "setup: installing Adjoined and its dependencies into .venv (PyTorch is large: minutes the first time)"
 	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@echo "setup: installing ExecuTorch into .venv/executorch"
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --constraint constraints.txt \
+		--target .venv/executorch --upgrade executorch torchao flatbuffers ruamel.yaml \
+		|| echo "setup: there is no ExecuTorch for this machine; the test of that format will be skipped"
 	@touch $@
 	@echo "setup: done"

@@ -7,9 +7,10 @@ It is a hook of mkdocs too: the tables stand in the page for `<!-- table: NAME -
 
 import json
 import re
+import statistics
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,58 @@ def deploy_latency(rows: dict[str, Any]) -> list[Row]:
     ]
 
 
+def accuracy_cpu(found: dict[str, Any]) -> list[Row]:
+    head = (
+        "",
+        "method",
+        "multiply-adds",
+        "parameters",
+        "seeds",
+        "before training",
+        "small, top-1",
+        "large, top-1",
+    )
+    groups: dict[tuple[str, float], list[dict[str, Any]]] = {}
+    for row in found["rows"]:
+        groups.setdefault((row["method"], row["share"]), []).append(row)
+    out: list[Row] = [(*head, "CPU min", "peak GB")]
+    base = {r["seed"]: r["base"] for r in found["rows"]}
+    first = found["rows"][0]
+    out.append(
+        (
+            "",
+            f"base, {first['base_epochs']} epochs",
+            "1",
+            "1",
+            len(base),
+            "",
+            "",
+            _mean(base.values()),
+            "",
+            "",
+        )
+    )
+    for rows in groups.values():
+        row = rows[0]
+        whole = row["small"] is None  # the base that goes on
+        shares = (
+            ("1", "1") if whole else (f"1 / {row[f'large_{n}'] / row[n]:.2f}" for n in ("macs", "params"))
+        )
+        before = _mean(r.get("top1_small_ordered", r.get("top1_small_unordered")) for r in rows)
+        top1 = (_mean(r[name] for r in rows) for name in ("small", "large"))
+        minutes = _mean((r["cpu_seconds"] / 60 for r in rows), 0)
+        peak = f"{max(r['peak_bytes'] for r in rows) / 1e9:.1f}"
+        out.append((row["letter"], row["said"], *shares, len(rows), before, *top1, minutes, peak))
+    return out
+
+
+def _mean(values: Iterable[float | None], digits: int = 2) -> str:
+    """Mean and, of several, standard deviation."""
+    known = [v for v in values if v is not None]
+    spread = f" ± {statistics.stdev(known):.{digits}f}" if len(known) > 1 else ""
+    return f"{statistics.mean(known):.{digits}f}{spread}" if known else ""
+
+
 def analysis_time(rows: list[dict[str, Any]]) -> list[Row]:
     head = ("network", "blocks", "nodes", "capture, s", "axes, s", "ms a node")
     names = ("nodes", "capture_seconds", "walk_seconds", "milliseconds_per_node")
@@ -118,6 +171,7 @@ TABLES: dict[str, Callable[[Any], list[Row]]] = {
         search_cost,
         search_latency,
         deploy_latency,
+        accuracy_cpu,
         analysis_time,
         coverage,
         thesis_table,

@@ -3,9 +3,11 @@
 import json
 from typing import Any, Literal
 
-from jsonargparse import ActionYesNo, ArgumentParser
+from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
+
+from adjoined.cli.flags import add_json, add_run
 
 __all__ = ["HELP", "add_flags", "run"]
 
@@ -13,9 +15,7 @@ HELP = "latency of base, large and small in PyTorch, ONNX Runtime and OpenVINO o
 
 
 def add_flags(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "run", type=str | None, nargs="?", default=None, help="folder of the run; null: the last one"
-    )
+    add_run(parser)
     parser.add_argument(
         "--backends",
         type=str,
@@ -29,9 +29,7 @@ def add_flags(parser: ArgumentParser) -> None:
         "--threads", type=int | None, default=None, help="processor threads; null: PyTorch's choice"
     )
     parser.add_argument("--device", type=Literal["cpu", "cuda"], default="cpu", help="where to run it")
-    parser.add_argument(
-        "--json", action=ActionYesNo(yes_prefix="", no_prefix="no-"), default=False, help="print JSON instead"
-    )
+    add_json(parser)
 
 
 def run(given: dict[str, Any]) -> None:

@@ -3,8 +3,10 @@
 import json
 from typing import Any, Literal
 
-from jsonargparse import ActionYesNo, ArgumentParser
+from jsonargparse import ArgumentParser
 from rich.console import Console
+
+from adjoined.cli.flags import add_json, add_run
 
 __all__ = ["HELP", "add_flags", "run"]
 
@@ -12,9 +14,7 @@ HELP = "top-1 of the small network of a run, alone"
 
 
 def add_flags(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "run", type=str | None, nargs="?", default=None, help="folder of the run; null: the last one"
-    )
+    add_run(parser)
     parser.add_argument(
         "--data", type=str | None, default=None, help="held-out pictures; null: those of the run"
     )
@@ -25,9 +25,7 @@ def add_flags(parser: ArgumentParser) -> None:
         "--device", type=Literal["auto", "cpu", "cuda"], default="auto", help="where to run it"
     )
     parser.add_argument("--workers", type=int, default=2, help="processes that decode pictures")
-    parser.add_argument(
-        "--json", action=ActionYesNo(yes_prefix="", no_prefix="no-"), default=False, help="print JSON instead"
-    )
+    add_json(parser)
 
 
 def run(given: dict[str, Any]) -> None:

@@ -4,9 +4,11 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from jsonargparse import ActionYesNo, ArgumentParser
+from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Column, Table
+
+from adjoined.cli.flags import add_json, add_license, add_run, add_switch
 
 __all__ = ["HELP", "add_flags", "run"]
 
@@ -14,9 +16,7 @@ HELP = "the small network of a run as safetensors, pt2, onnx, onnx-int8, openvin
 
 
 def add_flags(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "run", type=str | None, nargs="?", default=None, help="folder of the run; null: the last one"
-    )
+    add_run(parser)
     parser.add_argument(
         "--format",
         type=str,
@@ -34,16 +34,9 @@ def add_flags(parser: ArgumentParser) -> None:
         "--calibrate", type=int, default=128, help="training pictures that int8 is calibrated on"
     )
     parser.add_argument("--max-drop", type=float, default=1.0, help="points of top-1 that int8 may cost")
-    parser.add_argument(
-        "--aggressive",
-        action=ActionYesNo(yes_prefix="", no_prefix="no-"),
-        default=False,
-        help="int8 for all operators that have it, not for matrix products alone",
-    )
-    parser.add_argument("--license", type=str, default="unknown", help="of the weights, for the model card")
-    parser.add_argument(
-        "--json", action=ActionYesNo(yes_prefix="", no_prefix="no-"), default=False, help="print JSON instead"
-    )
+    add_switch(parser, "--aggressive", "int8 for all operators that have it, not for matrix products alone")
+    add_license(parser)
+    add_json(parser)
 
 
 def run(given: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from jsonargparse import ActionYesNo, ArgumentParser
 
 from adjoined.errors import did_you_mean
 
-__all__ = ["add_fields", "explain", "with_hyphens"]
+__all__ = ["add_fields", "add_json", "add_license", "add_run", "add_switch", "explain", "with_hyphens"]
 
 WORDS = {
     "int": "a whole number",
@@ -32,10 +32,31 @@ def add_fields(parser: ArgumentParser, config: type, names: Iterable[str] | None
         default = field.default if made is MISSING else made()
         flag = "--" + field.name.replace("_", "-")
         if kind is bool:
-            yes_no = ActionYesNo(yes_prefix="", no_prefix="no-")
-            parser.add_argument(flag, action=yes_no, default=default, help=text)
+            add_switch(parser, flag, text, default=bool(default))
         else:
             parser.add_argument(flag, type=kind, default=default, help=text)
+
+
+def add_switch(parser: ArgumentParser, flag: str, text: str, *, default: bool = False) -> None:
+    """`--flag` and `--no-flag`."""
+    parser.add_argument(flag, action=ActionYesNo(yes_prefix="", no_prefix="no-"), default=default, help=text)
+
+
+def add_run(parser: ArgumentParser) -> None:
+    """The run that a command is about."""
+    parser.add_argument(
+        "run", type=str | None, nargs="?", default=None, help="folder of the run; null: the last one"
+    )
+
+
+def add_json(parser: ArgumentParser) -> None:
+    """Numbers for programs."""
+    add_switch(parser, "--json", "print JSON instead")
+
+
+def add_license(parser: ArgumentParser) -> None:
+    """What the model card says of the weights."""
+    parser.add_argument("--license", type=str, default="unknown", help="of the weights, for the model card")
 
 
 def with_hyphens(words: Sequence[str]) -> list[str]:

@@ -6,11 +6,13 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
-from jsonargparse import ActionYesNo, ArgumentParser
+from jsonargparse import ArgumentParser
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from adjoined.cli.flags import add_json
 
 if TYPE_CHECKING:
     from adjoined.core.axes import Axes
@@ -47,9 +49,7 @@ def add_flags(parser: ArgumentParser) -> None:
         help="what is cut: inner (heads, hidden units) or full (the stream too)",
     )
     add("--model-args", type=dict[str, Any], default={}, help="more arguments of the model's constructor")
-    add(
-        "--json", action=ActionYesNo(yes_prefix="", no_prefix="no-"), default=False, help="print JSON instead"
-    )
+    add_json(parser)
 
 
 def run(given: dict[str, Any]) -> None:

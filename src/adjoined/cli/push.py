@@ -2,8 +2,10 @@
 
 from typing import Any
 
-from jsonargparse import ActionYesNo, ArgumentParser
+from jsonargparse import ArgumentParser
 from rich.console import Console
+
+from adjoined.cli.flags import add_license, add_run, add_switch
 
 __all__ = ["HELP", "add_flags", "run"]
 
@@ -11,17 +13,10 @@ HELP = "upload what was exported of a run, with its model card, to the Hugging F
 
 
 def add_flags(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "run", type=str | None, nargs="?", default=None, help="folder of the run; null: the last one"
-    )
+    add_run(parser)
     parser.add_argument("--to", type=str, required=True, help="name on the hub, such as user/name")
-    parser.add_argument(
-        "--private",
-        action=ActionYesNo(yes_prefix="", no_prefix="no-"),
-        default=False,
-        help="make a private repository",
-    )
-    parser.add_argument("--license", type=str, default="unknown", help="of the weights, for the model card")
+    add_switch(parser, "--private", "make a private repository")
+    add_license(parser)
 
 
 def run(given: dict[str, Any]) -> None:

@@ -32,8 +32,9 @@ def write_executorch(subject: Subject, path: Path) -> dict[str, Any]:
 
 
 def open_executorch(path: Path, subject: Subject) -> Runner:
-    runtime: Any = importlib.import_module("executorch.runtime")
-    method = runtime.Runtime.get().load_program(path).load_method("forward")
+    with quiet():
+        runtime: Any = importlib.import_module("executorch.runtime")
+        method = runtime.Runtime.get().load_program(path).load_method("forward")
 
     def run(inputs: list[Tensor]) -> list[Tensor]:
         return [t.clone() for t in method.execute([t.contiguous() for t in inputs])]

@@ -4,17 +4,14 @@ import importlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from adjoined.core.axes import find_axes
-from adjoined.core.program import Network
 from adjoined.core.twin import Adjoined
-from adjoined.data import InputSpec, load_data, some_pictures
+from adjoined.data import load_data, some_pictures
 from adjoined.errors import AdjoinedError
 from adjoined.export.backends import installed_backends
 from adjoined.export.benchmark import benchmark
@@ -22,59 +19,10 @@ from adjoined.export.card import model_card
 from adjoined.export.subject import Architecture, Options
 from adjoined.export.write import Exported, export
 from adjoined.search.latency import processor_name
-from adjoined.store import load
 from adjoined.train.checkpoint import written_aside
-from adjoined.train.config import CompressConfig, load_config
-from adjoined.train.networks import build_model
+from adjoined.train.finished import Finished, finished_run
 
-__all__ = ["Finished", "benchmark_run", "export_run", "finished_run", "push_run"]
-
-
-@dataclass(frozen=True, eq=False)
-class Finished:
-    """A finished run as its files tell it. inputs: what inputs.json holds."""
-
-    folder: Path
-    config: CompressConfig
-    net: Network
-    inputs: dict[str, Any]
-    result: dict[str, Any]
-
-    @property
-    def spec(self) -> InputSpec:
-        return InputSpec.from_dict(self.inputs["inputs"])
-
-    @property
-    def picture(self) -> Tensor:
-        """One input of zeros, (1, channels, height, width)."""
-        return torch.zeros(1, self.spec.channels, *self.spec.size)
-
-    def large(self) -> nn.Module:
-        """The network that the small one was cut from, as it is built, with weights of its own."""
-        config = self.config
-        return build_model(
-            config.model,
-            num_classes=len(self.inputs["classes"]),
-            img_size=config.img_size,
-            model_args=config.model_args,
-        ).eval()
-
-
-def finished_run(folder: Path | str) -> Finished:
-    """Read a run, or its small/. Raises AdjoinedError when there is none, or it is not finished."""
-    run = Path(folder)
-    run = run.parent if (run / "inputs.json").exists() and not (run / "config.yaml").exists() else run
-    if not (run / "config.yaml").exists():
-        raise AdjoinedError(
-            f"no run at {str(folder)!r}: looked for config.yaml; adjoined compress --out RUN makes one"
-        )
-    if not (run / "result.json").exists() or not (run / "small" / "inputs.json").exists():
-        raise AdjoinedError(f"{run} is not finished; go on with: adjoined compress --resume --out {run}")
-    inputs, result = (
-        json.loads(p.read_text(encoding="utf-8"))
-        for p in (run / "small" / "inputs.json", run / "result.json")
-    )
-    return Finished(run, load_config(run / "config.yaml"), load(run / "small"), inputs, result)
+__all__ = ["benchmark_run", "export_run", "push_run"]
 
 
 def export_run(

@@ -29,9 +29,10 @@ from adjoined.data import Batches, ImageData, InputSpec, input_spec, load_data, 
 from adjoined.errors import AdjoinedError, DataError, PlanError
 from adjoined.store import load, save
 from adjoined.train.checkpoint import Checkpoints, written_aside
-from adjoined.train.config import CompressConfig, check_config, load_config, save_config
+from adjoined.train.config import CompressConfig, check_config, save_config
 from adjoined.train.devices import from_first, make_accelerator, pick_device
 from adjoined.train.evaluate import judge, top1
+from adjoined.train.finished import finished_run
 from adjoined.train.folder import append_metrics, held, open_folder, rewrite_metrics, write_plan
 from adjoined.train.loop import Phase, Row, Setting, fit
 from adjoined.train.networks import build_model, check_outputs, default_lr
@@ -133,29 +134,21 @@ def evaluate(
     `folder` is a RUN or its small/. The batch size is the run's unless given. Raises AdjoinedError when
     there is no finished run, DataError when the data's classes are not the network's.
     """
-    run = Path(folder)
-    run = run.parent if (run / "inputs.json").exists() else run
-    if not (run / "small" / "inputs.json").exists():
-        if (run / "config.yaml").exists():
-            raise AdjoinedError(f"{run} is not finished; go on with: adjoined compress --resume --out {run}")
-        raise AdjoinedError(f"no run at {str(folder)!r}: looked for small/inputs.json")
-    config = load_config(run / "config.yaml")
-    wanted = json.loads((run / "small" / "inputs.json").read_text(encoding="utf-8"))
-    found = load_data(data or config.data)
-    _check_classes(found, wanted["classes"])
-    inputs = InputSpec.from_dict(wanted["inputs"])
+    run = finished_run(folder)
+    found = load_data(data or run.config.data)
+    _check_classes(found, run.inputs["classes"])
     made = make_batches(
         found.validation,
-        inputs,
-        batch_size=batch_size or config.batch_size,
-        cache=config.cache,
+        run.spec,
+        batch_size=batch_size or run.config.batch_size,
+        cache=run.config.cache,
         workers=workers,
     )
     where = pick_device(device)
-    net = load(run / "small").to(where).eval()
+    net = run.net.to(where).eval()
     score = top1({"small": net}, made, where)["small"]
     return {
-        "run": str(run),
+        "run": str(run.folder),
         "data": found.name,
         "pictures": len(made.images),
         "top1": score,

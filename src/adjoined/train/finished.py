@@ -1,0 +1,65 @@
+"""A finished run as its files tell it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adjoined.core.program import Network
+from adjoined.data import InputSpec
+from adjoined.errors import AdjoinedError
+from adjoined.store import load
+from adjoined.train.config import CompressConfig, load_config
+from adjoined.train.networks import build_model
+
+__all__ = ["Finished", "finished_run"]
+
+
+@dataclass(frozen=True, eq=False)
+class Finished:
+    """A finished run as its files tell it. inputs: what inputs.json holds."""
+
+    folder: Path
+    config: CompressConfig
+    net: Network
+    inputs: dict[str, Any]
+    result: dict[str, Any]
+
+    @property
+    def spec(self) -> InputSpec:
+        return InputSpec.from_dict(self.inputs["inputs"])
+
+    @property
+    def picture(self) -> Tensor:
+        """One input of zeros, (1, channels, height, width)."""
+        return torch.zeros(1, self.spec.channels, *self.spec.size)
+
+    def large(self) -> nn.Module:
+        """The network that the small one was cut from, as it is built, with weights of its own."""
+        config = self.config
+        return build_model(
+            config.model,
+            num_classes=len(self.inputs["classes"]),
+            img_size=config.img_size,
+            model_args=config.model_args,
+        ).eval()
+
+
+def finished_run(folder: Path | str) -> Finished:
+    """Read a run, or its small/. Raises AdjoinedError when there is none, or it is not finished."""
+    run = Path(folder)
+    run = run.parent if (run / "inputs.json").exists() and not (run / "config.yaml").exists() else run
+    if not (run / "config.yaml").exists():
+        raise AdjoinedError(
+            f"no run at {str(folder)!r}: looked for config.yaml; adjoined compress --out RUN makes one"
+        )
+    if not (run / "result.json").exists() or not (run / "small" / "inputs.json").exists():
+        raise AdjoinedError(f"{run} is not finished; go on with: adjoined compress --resume --out {run}")
+    inputs, result = (
+        json.loads(p.read_text(encoding="utf-8"))
+        for p in (run / "small" / "inputs.json", run / "result.json")
+    )
+    return Finished(run, load_config(run / "config.yaml"), load(run / "small"), inputs, result)
