@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 FLAGS = {
@@ -28,7 +29,7 @@ from adjoined.train.run import compress
 step, done = loop._step, [0]
 def stopping(*args):
     done[0] += 1
-    if done[0] == int(os.environ.get("STOP_AT", 0)) and os.environ["RANK"] == "1":
+    if done[0] == int(os.environ.get("STOP_AT", 0)) and os.environ.get("RANK", "1") == "1":
         signal.raise_signal(signal.SIGTERM)
     return step(*args)
 loop._step = stopping
@@ -61,28 +62,61 @@ def run(folder, processes, flags, *, stop_at=0):
     return notes, rows
 
 
-@pytest.mark.timeout(600)
-def test_two_processes_are_as_good_as_one(tmp_path):
-    one, rows = run(tmp_path / "one", 1, FLAGS)
-    two, other = run(tmp_path / "two", 2, FLAGS)
-    assert [row["step"] for row in rows] == [row["step"] for row in other] == [11, 11, 22]
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The run of one process."""
+    return run(tmp_path_factory.mktemp("alone"), 1, FLAGS)
+
+
+def same(rows, other):
+    """Both runs have the same losses, and judge all 360 pictures once."""
     for mine, theirs in zip(rows, other, strict=True):
         for name in ("loss", "ce", "kl", "lam", "lr"):
             assert theirs.get(name) == pytest.approx(mine.get(name), abs=1e-5)
         for name in (n for n in mine if n.startswith("top1_")):
             assert theirs[name] == pytest.approx(mine[name], abs=100 / 360 + 1e-6)  # a tie may fall otherwise
-            assert theirs[name] * 3.6 == pytest.approx(round(theirs[name] * 3.6))  # of all 360, once
+            assert theirs[name] * 3.6 == pytest.approx(round(theirs[name] * 3.6))
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("flags", [{}, {"shard": True}], ids=["DDP", "FSDP2"])
+def test_two_processes_are_as_good_as_one(tmp_path, alone, flags):
+    one, rows = alone
+    two, other = run(tmp_path / "two", 2, FLAGS | flags)
+    assert [row["step"] for row in other] == [11, 11, 22]
+    same(rows, other)
     assert two[0][1] == two[1][1]
-    assert two[0][0]
     assert two[1][0] == []
+    wrote = [name.rpartition("/")[2] for name in two[0][0]]
+    assert sum("result.json" in name for name in wrote) == 1
     assert one[0][1]["large"]["macs"] == two[0][1]["large"]["macs"]
 
     # A signal to one process stops both at the same step; they go on as if there had been none.
-    first, second = run(tmp_path / "stopped", 2, FLAGS, stop_at=14)
+    first, second = run(tmp_path / "stopped", 2, FLAGS | flags, stop_at=14)
     assert "saved at step 3 of 22 of adjoined" in first
     assert "saved at" not in second
-    _, resumed = run(tmp_path / "stopped", 2, FLAGS | {"resume": True})
+    _, resumed = run(tmp_path / "stopped", 2, FLAGS | flags | {"resume": True})
     for mine, theirs in zip(resumed, other, strict=True):
         for name in mine.keys() - {"seconds", "images_per_s", "phase"}:
             # Of the epoch that was cut in two the parts are summed in another order; the weights are the same.
             assert mine[name] == (pytest.approx(theirs[name]) if mine["step"] == 11 else theirs[name])
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
+def test_a_run_goes_on_whole_or_in_parts(tmp_path, alone, before, after):
+    """One process, or two with a shard each: a checkpoint is the same file."""
+    shard = {1: FLAGS, 2: FLAGS | {"shard": True}}
+    run(tmp_path, before, shard[before], stop_at=14)
+    found = sorted((tmp_path / "run" / "checkpoints").glob("2-*.pt"))[-1]
+    state, whole = (torch.load(path, weights_only=True) for path in (found, alone_checkpoint(alone)))
+    assert {k: v.shape for k, v in state["task"].items()} == {k: v.shape for k, v in whole["task"].items()}
+    assert state["average"].keys() == whole["average"].keys()
+    assert state["optimizer"]["state"].keys() == whole["optimizer"]["state"].keys()
+    _, rows = run(tmp_path, after, shard[after] | {"resume": True})
+    same(alone[1], rows)
+    assert [row["step"] for row in rows] == [11, 11, 22]
+
+
+def alone_checkpoint(alone):
+    return sorted((Path(alone[0][0][1]["out"]) / "checkpoints").glob("2-*.pt"))[-1]

@@ -6,6 +6,9 @@ from contextlib import contextmanager
 import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from adjoined.train.shard import parted
 
 __all__ = ["Average"]
 
@@ -21,7 +24,9 @@ class Average:
         copies = nn.Module()
         for name, tensor in task.state_dict().items():
             copies.register_parameter(name.replace(".", "/"), nn.Parameter(tensor.detach().clone(), False))
-        self.task, self.timm = task, ModelEmaV3(copies, decay, use_warmup=warmup)
+        apart = any(isinstance(tensor, DTensor) for tensor in copies.parameters())  # buffers never are
+        self.task = task
+        self.timm = ModelEmaV3(copies, decay, use_warmup=warmup, foreach=not apart)
 
     def update(self, step: int) -> None:
         """After `step` steps (from 1); the average starts as the weights after the first."""
@@ -31,7 +36,8 @@ class Average:
         return dict(self.timm.module.state_dict())
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.timm.module.load_state_dict(state)
+        own = self.timm.module.state_dict()
+        self.timm.module.load_state_dict({name: parted(t, own.get(name, t)) for name, t in state.items()})
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

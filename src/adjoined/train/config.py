@@ -18,7 +18,7 @@ __all__ = ["FREE_ON_RESUME", "CompressConfig", "check_config", "load_config", "s
 
 # What a resumed run may change: where and how fast it runs, never what it computes.
 FREE_ON_RESUME = frozenset(
-    {"out", "device", "workers", "cache", "log_seconds", "resume", "checkpoint_steps", "keep_checkpoints"}
+    "out device workers cache shard log_seconds resume checkpoint_steps keep_checkpoints".split()
 )
 
 
@@ -148,6 +148,9 @@ class CompressConfig:
     seed: Annotated[int, "seed of the weights, the order of the data and augmentation"] = 0
     device: Annotated[Device, "where to train; auto: the accelerator if there is one"] = "auto"
     precision: Annotated[Precision, "auto: bf16 where the device has it, fp32 on CPU"] = "auto"
+    shard: Annotated[
+        bool, "of several processes each keeps a part of weights and optimizer state (FSDP2)"
+    ] = False
     log_seconds: Annotated[float, "seconds between lines of progress where the output is no terminal"] = 20.0
 
     checkpoint_steps: Annotated[

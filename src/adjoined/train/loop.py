@@ -23,6 +23,7 @@ from adjoined.train.guard import IN_A_ROW, Guard, StopSignal, is_number, stop_si
 from adjoined.train.mixing import make_change
 from adjoined.train.phase import Course, Phase, Row, Setting, Tally, restore, save
 from adjoined.train.progress import Display
+from adjoined.train.shard import gathered, is_sharded, shard, unshard, whole
 from adjoined.train.tasks import Task
 
 __all__ = ["Phase", "Row", "Setting", "fit"]
@@ -72,11 +73,14 @@ def fit(task: Task, phase: Phase, setting: Setting, *, state: dict[str, Any] | N
             _leave(course, tally, stop)
         if course.average is not None:
             course.average.keep()
+    unshard(task)
     setting.accelerator.free_memory()
 
 
 def _start(task: Task, phase: Phase, setting: Setting) -> Course:
     config, accelerator = setting.config, setting.accelerator
+    if config.shard and accelerator.num_processes > 1:
+        shard(task, accelerator)
     groups: Any = task.groups(config.weight_decay, config.layer_decay) or task
     # torch's own, and fused, has its verdict on a step from the guard without a word to the host.
     fused: dict[str, Any] = (
@@ -87,7 +91,11 @@ def _start(task: Task, phase: Phase, setting: Setting) -> Course:
     )
     scheduler = _scheduler(optimizer, phase, setting)
     guard = Guard(optimizer, accelerator.device)
-    wrapped, prepared = accelerator.prepare(task, optimizer)
+    if is_sharded(task):  # of accelerate's wrapping only autocast is left to do
+        wrapped = accelerator.prepare_model(task, device_placement=False, evaluation_mode=True)
+        prepared = accelerator.prepare_optimizer(optimizer)
+    else:
+        wrapped, prepared = accelerator.prepare(task, optimizer)
     change = make_change(config, setting.num_classes)
     average = None
     if config.ema is not None:
@@ -129,7 +137,8 @@ def _epoch(course: Course, tally: Tally, display: Display, stop: StopSignal) -> 
     if course.guard.hopeless(look=True):
         _give_up(course, before + tally.step)
     tally.seconds = earlier + time.perf_counter() - start
-    row = _row(course, tally) | course.plain.report((before + tally.step) / steps)
+    with gathered(course.plain):
+        row = _row(course, tally) | course.plain.report((before + tally.step) / steps)
     scores = _scores(course, display, stop)
     return None if scores is None else row | scores
 
@@ -150,7 +159,9 @@ def _step(course: Course, tally: Tally, x: Tensor, target: Tensor) -> dict[str, 
         losses = _gradient(course, x, target, step / setting.steps(course.phase), weight)
         norm = None
         if setting.config.clip_grad is not None:
-            norm = setting.accelerator.clip_grad_norm_(course.task.parameters(), setting.config.clip_grad)
+            norm = whole(
+                setting.accelerator.clip_grad_norm_(course.task.parameters(), setting.config.clip_grad)
+            )
         finite = is_number(losses["loss"], norm)
         finite = total((~finite).float(), setting.accelerator) == 0
         course.guard.step(finite)
@@ -215,9 +226,10 @@ def _scores(course: Course, display: Display, stop: StopSignal) -> dict[str, flo
         total=partial(total, accelerator=accelerator),
     )
     try:
-        scores = {f"top1_{name}": score for name, score in judge(plain.networks()).items()}
+        with gathered(plain):
+            scores = {f"top1_{name}": score for name, score in judge(plain.networks()).items()}
         if course.average is not None:
-            with course.average.in_place():
+            with course.average.in_place(), gathered(plain):
                 scores |= {f"top1_{name}_ema": score for name, score in judge(plain.networks()).items()}
     except InterruptedError:
         return None

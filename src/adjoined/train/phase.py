@@ -16,6 +16,7 @@ from adjoined.train.config import CompressConfig
 from adjoined.train.devices import everyones, total
 from adjoined.train.guard import Guard
 from adjoined.train.mixing import Change
+from adjoined.train.shard import collected, load_optimizer, parted
 
 __all__ = ["Course", "Phase", "Row", "Setting", "Tally", "restore", "save"]
 
@@ -101,18 +102,19 @@ def save(course: Course, tally: Tally, *, best: bool = False) -> None:
     """A checkpoint from which `restore` goes on at the very next step; all processes call it, the first writes."""
     phase, setting = course.phase, course.setting
     name = f"{phase.order}-{phase.name}-{tally.epoch:05d}"
+    first = setting.accelerator.is_main_process
     state = {
         "phase": phase.name,
         "epoch": tally.epoch,
         "tally": _whole(tally, setting.accelerator),
         "skipped": course.guard.counts,
-        "task": course.plain.state_dict(),
-        "optimizer": course.optimizer.state_dict(),
-        "average": course.average.state_dict() if course.average else None,
+        "task": collected(course.plain.state_dict(), keep=first),
+        "optimizer": collected(course.optimizer.state_dict(), keep=first),
+        "average": collected(course.average.state_dict(), keep=first) if course.average else None,
         "random": everyones(random_state(), setting.accelerator),
         "history": setting.history,
     }
-    if not setting.accelerator.is_main_process:
+    if not first:
         return
     setting.checkpoints.save(f"{name}-{tally.step:08d}" if tally.step else name, state, best=best)
 
@@ -120,8 +122,9 @@ def save(course: Course, tally: Tally, *, best: bool = False) -> None:
 def restore(course: Course, state: dict[str, Any]) -> Tally:
     """Put everything of `course` where it stood; returns how far it was."""
     device = course.setting.accelerator.device
-    course.plain.load_state_dict(state["task"])
-    course.optimizer.load_state_dict(state["optimizer"])
+    here = course.plain.state_dict()
+    course.plain.load_state_dict({name: parted(t, here.get(name, t)) for name, t in state["task"].items()})
+    load_optimizer(course.optimizer, state["optimizer"])
     if course.average is not None:
         course.average.load_state_dict(state["average"])
     course.guard.counts = state["skipped"].to(device)

@@ -11,6 +11,7 @@ RUN/config.yaml     the flags, as `--config` reads them
 import json
 import shutil
 import time
+import warnings
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -62,6 +63,10 @@ def compress(config: CompressConfig, *, console: Console | None = None) -> dict[
     if config.latency_ms is not None and accelerator.num_processes > 1:
         raise AdjoinedError(
             "--latency-ms is measured by one process; search with one, then train with --plan"
+        )
+    if config.shard and accelerator.num_processes == 1:
+        warnings.warn(
+            "--shard has no effect on one process; start several with accelerate launch", stacklevel=2
         )
     console = (console or Console()) if first else Console(quiet=True)
     folder, config = from_first(open_folder(config) if first else None, accelerator)
