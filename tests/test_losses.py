@@ -78,6 +78,13 @@ def test_lambda(t, lam):
     assert lambda_schedule(t) == pytest.approx(lam)
 
 
+@pytest.mark.parametrize(
+    ("t", "ramp", "lam"), [(0, 0, 1), (0.5, 0, 1), (0.1, 0.2, 0.25), (0.3, 0.2, 1), (0.5, 1, 0.25)]
+)
+def test_a_ramp_of_another_length(t, ramp, lam):
+    assert lambda_schedule(t, ramp) == pytest.approx(lam)
+
+
 def test_any_callable_replaces_lambda():
     large, small, target, _ = sample()
     parts = adjoined_loss(*tensors(large, small, target), 0.2, schedule=lambda t: 10 * t)

@@ -2,6 +2,7 @@
 
 from adjoined.core.axes import Axes, Axis, find_axes
 from adjoined.core.cost import Cost
+from adjoined.core.nested import Nested
 from adjoined.core.plan import Plan
 from adjoined.core.twin import Adjoined
 from adjoined.errors import AdjoinedError
@@ -16,6 +17,7 @@ __all__ = [
     "Axes",
     "Axis",
     "Cost",
+    "Nested",
     "Plan",
     "adjoined_loss",
     "export",

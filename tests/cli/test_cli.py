@@ -16,6 +16,7 @@ from PIL import Image
 
 import adjoined
 from adjoined.cli import COMMANDS, main
+from adjoined.cli.flags import in_one_list
 from adjoined.train.config import CompressConfig, load_config
 
 ROOT = Path(__file__).parents[2]
@@ -68,6 +69,19 @@ def test_the_printed_config_is_the_default_and_can_be_read_back(capsys):
     Path("c.yaml").write_text(out)
     assert load_config(Path("c.yaml")) == CompressConfig()
     assert run(capsys, "compress", "--config=c.yaml", "--epochs=0")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        ("compress --alpha 2 4 8 --epochs 3", "compress --alpha [2,4,8] --epochs 3"),
+        ("compress --alpha 4 --epochs 3", "compress --alpha 4 --epochs 3"),
+        ("search --candidates 1 2", "search --candidates [1,2]"),
+        ("compress --alpha=2 x", "compress --alpha=2 x"),
+    ],
+)
+def test_several_numbers_are_a_list(words, wanted):
+    assert in_one_list(words.split(), ("--alpha", "--candidates")) == wanted.split()
 
 
 def test_flags_may_have_underscores(capsys):

@@ -123,6 +123,35 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(config, finished, quiet, mon
     assert all(torch.equal(mine[k], whole[k]) for k in whole)
 
 
+@pytest.mark.parametrize("draw", ["all", "one"])
+def test_several_sizes_from_one_training(config, quiet, monkeypatch, tmp_path, draw):
+    config = replace(config, alpha=[2.0, 1.0], draw=draw, own="norms", ramp=0.0)
+    result = compress(config, console=quiet)
+    folder = Path(result["out"])
+    assert [(row["alpha"], row["folder"]) for row in result["sizes"]] == [(2.0, "small"), (1.0, "small-1")]
+    assert result["small"] == {k: result["sizes"][0][k] for k in ("top1", "params", "macs")}
+    assert result["sizes"][1]["macs"] == result["large"]["macs"]
+    for row in result["sizes"]:
+        judged = evaluate(folder / row["folder"], workers=0, device="cpu")
+        assert (judged["top1"], judged["params"]) == (row["top1"], row["params"])
+    assert evaluate(folder, workers=0, device="cpu")["top1"] == result["small"]["top1"]
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert all("top1_small-1" in row for row in rows if row["phase"] == "adjoined")
+    again = replace(config, out=str(tmp_path / "killed"))
+    written = []
+
+    def killing(folder, row):
+        written.append(row)
+        if len(written) == 3:  # the first epoch of adjoined training
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(running, "append_metrics", killing)
+        with pytest.raises(Killed):
+            compress(again, console=quiet)
+    assert compress(replace(again, resume=True), console=quiet)["sizes"] == result["sizes"]
+
+
 def test_a_run_killed_before_its_first_checkpoint_starts_again(config, finished, quiet, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(running, "fit", lambda *args, **kwargs: (_ for _ in ()).throw(Killed))

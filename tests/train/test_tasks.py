@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from adjoined import Adjoined, adjoined_loss, find_axes
+from adjoined import Adjoined, Nested, adjoined_loss, find_axes
 from adjoined.train.networks import build_model
 from adjoined.train.tasks import LabelTask, TwinTask
 
@@ -34,6 +34,26 @@ def test_the_twin_task_is_the_adjoined_loss(twin, options):
     for name in parts:
         torch.testing.assert_close(parts[name], wanted[name])
     assert float(parts["lam"]) == 0.25
+
+
+def test_nested_networks_share_one_loss(twin):
+    plans = [twin.plan, twin.axes.plan(alpha=1)]
+    nested = Nested(twin.large, plans, axes=twin.axes).eval()
+    task = TwinTask(nested, ("small", "small-1"), small_ce=0.5)
+    parts = task(X, Y, 0.25)
+    large, *smalls = nested(X)
+    alone = [adjoined_loss(large, small, Y, 0.25, small_ce=0.5) for small in smalls]
+    for name in parts:
+        torch.testing.assert_close(parts[name], sum(p[name] for p in alone) / 2)
+    assert list(task.networks()) == ["large", "small", "small-1"]
+    assert torch.equal(task.networks()["small-1"](X), smalls[1])
+
+
+def test_own_parameters_are_trained_with_layer_decay_too(twin):
+    own = Adjoined(twin.large, twin.plan, axes=twin.axes, own="vectors")
+    groups = TwinTask(own).groups(0.05, 0.5)
+    trained = {id(p) for group in groups for p in group["params"]}
+    assert trained == {id(p) for p in own.parameters()}
 
 
 def test_networks_to_evaluate(twin):

@@ -11,13 +11,15 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from adjoined.cli.flags import explain, with_hyphens
+from adjoined.cli.flags import explain, in_one_list, with_hyphens
 from adjoined.errors import AdjoinedError
 
 __all__ = ["COMMANDS", "main"]
 
 # Each is a module here with HELP, add_flags(parser) and run(given).
 COMMANDS = ("inspect", "compress", "search", "evaluate", "export", "benchmark", "report", "push")
+# Flags that take one value or several.
+LISTS = ("--alpha", "--candidates")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Errors are one line on stderr; `--debug` shows where they came from.
     """
-    words = with_hyphens(sys.argv[1:] if argv is None else argv)
+    words = in_one_list(with_hyphens(sys.argv[1:] if argv is None else argv), LISTS)
     debug = "--debug" in words
     if os.getcwd() not in sys.path:  # where package.module:callable is looked for too
         sys.path.insert(0, os.getcwd())

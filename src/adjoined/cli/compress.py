@@ -47,8 +47,9 @@ def _table(result: dict[str, Any]) -> Table:
     table = Table(title=f"{result['model']} on {result['data']}, {result['plan']}, {result['seconds']:.0f} s")
     for name in ("network", "top-1 %", "parameters", "of base", "GMACs", "of base"):
         table.add_column(name, justify="left" if name == "network" else "right")
-    for name in ("base", "large", "small"):
-        row = result[name]
+    rows = {name: result[name] for name in ("base", "large", "small")}
+    rows |= {row["folder"]: row for row in result.get("sizes", ())}
+    for name, row in rows.items():
         params, macs = (f"1/{base[k] / row[k]:.2f}" for k in ("params", "macs"))
         table.add_row(
             name, f"{row['top1']:.2f}", f"{row['params']:,}", params, f"{row['macs'] / 1e9:.4g}", macs

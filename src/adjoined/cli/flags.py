@@ -9,7 +9,16 @@ from jsonargparse import ActionYesNo, ArgumentParser
 
 from adjoined.errors import did_you_mean
 
-__all__ = ["add_fields", "add_json", "add_license", "add_run", "add_switch", "explain", "with_hyphens"]
+__all__ = [
+    "add_fields",
+    "add_json",
+    "add_license",
+    "add_run",
+    "add_switch",
+    "explain",
+    "in_one_list",
+    "with_hyphens",
+]
 
 WORDS = {
     "int": "a whole number",
@@ -57,6 +66,21 @@ def add_json(parser: ArgumentParser) -> None:
 def add_license(parser: ArgumentParser) -> None:
     """What the model card says of the weights."""
     parser.add_argument("--license", type=str, default="unknown", help="of the weights, for the model card")
+
+
+def in_one_list(words: Sequence[str], flags: Iterable[str]) -> list[str]:
+    """`--alpha 2 4 8` → `--alpha [2,4,8]`, for those of `flags` that take one value or a list of them."""
+    out: list[str] = []
+    wanted = set(flags)
+    rest = list(words)
+    while rest:
+        out.append(rest.pop(0))
+        if out[-1] in wanted:
+            several = []
+            while rest and re.fullmatch(r"[\d.eE+-]+", rest[0]):
+                several.append(rest.pop(0))
+            out += [f"[{','.join(several)}]"] if len(several) > 1 else several
+    return out
 
 
 def with_hyphens(words: Sequence[str]) -> list[str]:

@@ -236,7 +236,7 @@ def most_mistaken(table: Sequence[Sequence[int]], limit: int = MANY_CLASSES) -> 
 def pareto(runs: Sequence[Run], what: str) -> list[tuple[float, float]]:
     """(cost, top-1) of the networks that no other of the runs beats in both, cheapest first."""
     points = sorted(
-        ((r.result[n][what], r.result[n]["top1"]) for r in runs for n in NETWORKS),
+        ((row[what], row["top1"]) for r in runs for _, _, row in r.networks),
         key=lambda p: (p[0], -p[1]),
     )
     front: list[tuple[float, float]] = []
@@ -259,10 +259,11 @@ def _front(runs: Sequence[Run], what: str, scale: float) -> go.Scatter:
 
 
 def _networks(runs: Sequence[Run], name: str, what: str, unit: str, scale: float) -> go.Scatter:
-    """The point of one network in every run."""
+    """The points of one kind of network in every run."""
     style = NETWORK_STYLE[name]
-    found = [run.result[name] for run in runs]
-    labels = [f"{run.name}, {name}" if len(runs) > 1 else name for run in runs]
+    pairs = [(run.name, label, row) for run in runs for kind, label, row in run.networks if kind == name]
+    found = [row for _, _, row in pairs]
+    labels = [f"{run}, {label}" if len(runs) > 1 else label for run, label, _ in pairs]
     return go.Scatter(
         x=[f[what] / scale for f in found],
         y=[f["top1"] for f in found],

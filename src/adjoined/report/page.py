@@ -15,7 +15,7 @@ from plotly.offline import get_plotlyjs
 
 from adjoined.report.charts import Chart, accuracy_charts, confusion_charts, latency_charts, training_charts
 from adjoined.report.gates import search_charts
-from adjoined.report.read import NETWORKS, Run
+from adjoined.report.read import Run
 from adjoined.report.widths import cost_charts, width_charts
 
 __all__ = ["command_of", "page_of"]
@@ -122,15 +122,14 @@ def _table(runs: Sequence[Run]) -> str:
     rows = []
     for run in runs:
         base = run.result["base"]
-        for name in NETWORKS:
-            row = run.result[name]
-            cells = [*([run.name] if several else []), name, f"{row['top1']:.2f}", f"{row['params']:,}"]
+        for kind, label, row in run.networks:
+            cells = [*([run.name] if several else []), label, f"{row['top1']:.2f}", f"{row['params']:,}"]
             cells += [
                 f"1/{base['params'] / row['params']:.2f}",
                 f"{row['macs'] / 1e9:.4g}",
                 f"1/{base['macs'] / row['macs']:.2f}",
             ]
-            rows.append(f'<tr class="{name}">{"".join(f"<td>{escape(c)}</td>" for c in cells)}</tr>')
+            rows.append(f'<tr class="{kind}">{"".join(f"<td>{escape(c)}</td>" for c in cells)}</tr>')
     top = "".join(f'<th scope="col">{c}</th>' for c in head)
     text = "base: the large network before adjoined training; large and small: after it."
     return (

@@ -62,7 +62,8 @@ def _accuracy(runs: Sequence[Run]) -> Figure:
             cost, top1 = zip(*pareto(runs, what), strict=True)
             ax.step([c / scale for c in cost], top1, where="post", color=GREEN, ls="-.", label="Pareto front")
         for name in NETWORKS:
-            style, found = NETWORK_STYLE[name], [run.result[name] for run in runs]
+            style = NETWORK_STYLE[name]
+            found = [row for run in runs for kind, _, row in run.networks if kind == name]
             x, y = [f[what] / scale for f in found], [f["top1"] for f in found]
             ax.plot(x, y, ls="", marker=style.marker, ms=8, color=style.colour, label=name)
         ax.set(xlabel=label, xlim=(0, None))

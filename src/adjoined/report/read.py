@@ -74,6 +74,13 @@ class Run:
     def title(self) -> str:
         return f"{self.result['model']} on {self.result['data']}"
 
+    @property
+    def networks(self) -> list[tuple[str, str, dict[str, Any]]]:
+        """(kind, label, its result) of base, large and every small network."""
+        sizes = self.result.get("sizes") or [self.result["small"]]
+        rows = [(kind, kind, self.result[kind]) for kind in NETWORKS[:2]]
+        return [*rows, *(("small", str(row.get("folder", "small")), row) for row in sizes)]
+
     @cached_property
     def phases(self) -> list[Phase]:
         """base, search, adjoined: those that there were, in order."""
@@ -131,8 +138,8 @@ def read_run(folder: Path | str) -> Run:
 
 
 def _check_result(result: dict[str, Any]) -> None:
-    for network in NETWORKS:
-        _ = [float(result[network][k]) for k in ("top1", "params", "macs")]
+    for network in (*(result[name] for name in NETWORKS), *result.get("sizes", ())):
+        _ = [float(network[k]) for k in ("top1", "params", "macs")]
     for block in (result.get("blocks") or {}).values():
         _ = [block[n][k] + 0 for n in ("large", "small") for k in ("params", "macs")]
     _ = result["model"], result["data"], float(result["seconds"])

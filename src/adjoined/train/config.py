@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from timm.optim import list_optimizers
 
+from adjoined.core.nested import Draw
 from adjoined.core.twin import Own
 from adjoined.errors import AdjoinedError, did_you_mean
 from adjoined.losses import lambda_schedule
@@ -64,7 +65,13 @@ class CompressConfig:
     cache: Annotated[Cache, "hold decoded pictures in memory; auto: small ones, up to 1 GiB a split"] = "auto"
     workers: Annotated[int, "processes that decode pictures"] = 2
 
-    alpha: Annotated[float | None, "compression factor, size / kept of each width in scope; null: 4"] = None
+    alpha: Annotated[
+        float | list[float] | None,
+        "compression factor, size / kept of each width in scope; several (2 4 8): nested small networks; null: 4",
+    ] = None
+    draw: Annotated[
+        Draw, "with several factors, at each step: train all small networks, or one drawn at random"
+    ] = "all"
     plan: Annotated[str | None, "keep what this file (RUN/plan.json) says, instead of alpha"] = None
     macs: Annotated[
         float | None, "budget: multiply-adds a picture, as a number or a fraction of the large's"
@@ -167,6 +174,14 @@ class CompressConfig:
         return not (self.pretrained or self.checkpoint)
 
     @property
+    def alphas(self) -> list[float]:
+        """The factors asked for, the one of RUN/small first; none where something else says what to keep."""
+        if self.search or any(v is not None for v in (self.plan, self.macs, self.params)):
+            return []
+        given = 4.0 if self.alpha is None else self.alpha
+        return list(given) if isinstance(given, list) else [given]
+
+    @property
     def loss_options(self) -> dict[str, Any]:
         """What `adjoined_loss` is told."""
         names = ("detach_large", "small_ce", "kl_weight", "label_smoothing")
@@ -200,6 +215,12 @@ def check_config(config: CompressConfig) -> CompressConfig:
         for n in ("alpha", "plan", "macs", "params")
         if getattr(config, n) is not None
     ]
+    if isinstance(config.alpha, list) and len({*config.alpha}) != max(len(config.alpha), 1):
+        raise AdjoinedError(f"--alpha {config.alpha}: give one factor, or several that differ")
+    if config.draw == "one" and len(config.alphas) < 2:
+        raise AdjoinedError(
+            "--draw one has no effect on one small network; give several factors: --alpha 2 4 8"
+        )
     if len(chosen) > 1:
         raise AdjoinedError(f"{' and '.join(chosen)} say two things about what to keep; give one of them")
     _check_search(config)

@@ -20,13 +20,21 @@ __all__ = ["Finished", "finished_run"]
 
 @dataclass(frozen=True, eq=False)
 class Finished:
-    """A finished run as its files tell it. inputs: what inputs.json holds."""
+    """A finished run as its files tell it, with one of its small networks.
+
+    inputs: what inputs.json holds. small: where the network lies; out: where what is made of it goes.
+    """
 
     folder: Path
+    small: Path
     config: CompressConfig
     net: Network
     inputs: dict[str, Any]
     result: dict[str, Any]
+
+    @property
+    def out(self) -> Path:
+        return self.folder if self.small.name == "small" else self.small
 
     @property
     def spec(self) -> InputSpec:
@@ -49,17 +57,25 @@ class Finished:
 
 
 def finished_run(folder: Path | str) -> Finished:
-    """Read a run, or its small/. Raises AdjoinedError when there is none, or it is not finished."""
-    run = Path(folder)
-    run = run.parent if (run / "inputs.json").exists() and not (run / "config.yaml").exists() else run
+    """Read a run with RUN/small, or with the small network whose folder in a run is given.
+
+    Raises AdjoinedError when there is none, or it is not finished.
+    """
+    run = small = Path(folder)
+    if (small / "inputs.json").exists() and not (small / "config.yaml").exists():
+        run = small.parent
+    else:
+        small = run / "small"
     if not (run / "config.yaml").exists():
         raise AdjoinedError(
             f"no run at {str(folder)!r}: looked for config.yaml; adjoined compress --out RUN makes one"
         )
-    if not (run / "result.json").exists() or not (run / "small" / "inputs.json").exists():
+    if not (run / "result.json").exists() or not (small / "inputs.json").exists():
         raise AdjoinedError(f"{run} is not finished; go on with: adjoined compress --resume --out {run}")
     inputs, result = (
-        json.loads(p.read_text(encoding="utf-8"))
-        for p in (run / "small" / "inputs.json", run / "result.json")
+        json.loads(p.read_text(encoding="utf-8")) for p in (small / "inputs.json", run / "result.json")
     )
-    return Finished(run, load_config(run / "config.yaml"), load(run / "small"), inputs, result)
+    net = load(small)
+    if own := [row for row in result.get("sizes", ()) if row["folder"] == small.name]:
+        result |= {"small": own[0], "plan": net.plan.note if net.plan else ""}
+    return Finished(run, small, load_config(run / "config.yaml"), net, inputs, result)

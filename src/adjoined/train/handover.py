@@ -36,7 +36,7 @@ def export_run(
     aggressive: bool = False,
     licence: str = "unknown",
 ) -> dict[str, Exported]:
-    """Write RUN/export: the network in each format, checked on held-out pictures, and its model card.
+    """Write RUN/export (of another size RUN/small-ALPHA/export): the network in each format, checked on held-out pictures, and its model card.
 
     Args:
         data: where pictures lie; None: the run's.
@@ -58,7 +58,7 @@ def export_run(
     try:
         return export(
             run.net,
-            run.folder / "export",
+            run.out / "export",
             held_out[:2],
             formats,
             pictures=held_out,
@@ -68,14 +68,14 @@ def export_run(
             options=Options(aggressive, max_drop),
         )
     finally:  # also of those that were written before one was refused
-        if (run.folder / "export" / "export.json").exists():
-            shutil.copyfile(run.folder / "small" / "inputs.json", run.folder / "export" / "inputs.json")
+        if (run.out / "export" / "export.json").exists():
+            shutil.copyfile(run.small / "inputs.json", run.out / "export" / "inputs.json")
             write_card(run, licence=licence)
 
 
 def write_card(run: Finished, *, licence: str = "unknown", name: str = "") -> Path:
     """RUN/export/README.md from what was exported so far."""
-    path = run.folder / "export" / "README.md"
+    path = run.out / "export" / "README.md"
     formats = json.loads((path.parent / "export.json").read_text(encoding="utf-8"))["formats"]
     path.write_text(model_card(run.result, run.inputs, formats, licence=licence, name=name), encoding="utf-8")
     return path
@@ -117,7 +117,7 @@ def benchmark_run(
         "macs": {"large": run.result["large"]["macs"], "small": run.result["small"]["macs"]},
         "rows": rows,
     }
-    with written_aside(run.folder / "benchmark.json") as file:
+    with written_aside(run.out / "benchmark.json") as file:
         file.write((json.dumps(data, indent=1) + "\n").encode())
     return data
 
@@ -130,13 +130,13 @@ def push_run(folder: Path | str, to: str, *, private: bool = False, licence: str
     except hub.errors.HFValidationError as error:
         raise AdjoinedError(f"--to {to!r} is no name on the hub, such as user/name: {error}") from error
     run = finished_run(folder)
-    if not (run.folder / "export" / "export.json").exists():
+    if not (run.out / "export" / "export.json").exists():
         export_run(folder, ["safetensors"], licence=licence)
     write_card(run, licence=licence, name=to)
     api = hub.HfApi()
     try:
         api.create_repo(to, private=private, exist_ok=True)
-        return str(api.upload_folder(folder_path=str(run.folder / "export"), repo_id=to))
+        return str(api.upload_folder(folder_path=str(run.out / "export"), repo_id=to))
     except (hub.errors.HfHubHTTPError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise AdjoinedError(f"the hub did not take {to}: {reason}; log in with: hf auth login") from error

@@ -6,14 +6,15 @@ RUN/config.yaml     the flags, as `--config` reads them
     result.json     accuracies, parameters, multiply-adds
     checkpoints/    of the last epochs and of the best
     small/          the small network, as `adjoined.load` reads it, and inputs.json: what to feed it
+    small-ALPHA/    of several factors those after the first
 """
 
 import json
-import shutil
 import time
 import warnings
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,25 +25,25 @@ from rich.console import Console
 from torch import nn
 
 from adjoined.core.axes import Axes, find_axes
+from adjoined.core.nested import Nested
 from adjoined.core.plan import Plan
 from adjoined.core.twin import Adjoined
 from adjoined.data import Batches, ImageData, InputSpec, input_spec, load_data, make_batches
 from adjoined.errors import AdjoinedError, DataError, PlanError
-from adjoined.store import load, save
-from adjoined.train.checkpoint import Checkpoints, written_aside
+from adjoined.train.checkpoint import Checkpoints
 from adjoined.train.config import CompressConfig, check_config, save_config
 from adjoined.train.devices import from_first, make_accelerator, pick_device
 from adjoined.train.evaluate import judge, top1
+from adjoined.train.finish import SMALL, finish, size_names
 from adjoined.train.finished import finished_run
 from adjoined.train.folder import append_metrics, held, open_folder, rewrite_metrics, write_plan
 from adjoined.train.loop import Phase, Row, Setting, fit
 from adjoined.train.networks import build_model, check_outputs, default_lr
 from adjoined.train.order import put_in_order
-from adjoined.train.predictions import write_predictions
-from adjoined.train.search import objective_of, run_search, search_facts, subset
+from adjoined.train.search import objective_of, run_search, subset
 from adjoined.train.tasks import LabelTask, TwinTask
 
-__all__ = ["choose_plan", "compress", "evaluate", "load_parts", "make_accelerator", "make_loaders"]
+__all__ = ["choose_plans", "compress", "evaluate", "load_parts", "make_accelerator", "make_loaders"]
 
 
 def compress(config: CompressConfig, *, console: Console | None = None) -> dict[str, Any]:
@@ -85,45 +86,54 @@ def _compress(
         data, model, inputs = load_parts(config)
         axes = find_axes(model, torch.zeros(2, inputs.channels, *inputs.size))
         state = checkpoints.latest() if config.resume else None
-        plan, objective = None, None
+        plans, objective = [], None
         if config.search and (state is None or state["phase"] != "adjoined"):
             objective = objective_of(config, model, axes, accelerator.device)
         else:
-            plan = choose_plan(axes, config, folder if config.resume else None)
-            Adjoined(model, plan, axes=axes)  # proves it before training
+            plans = choose_plans(axes, config, folder if config.resume else None)
+            for plan in plans:
+                Adjoined(model, plan, axes=axes)  # proves it before training
         loaders = make_loaders(data, inputs, config)
     lr = config.lr or default_lr(model, has_weights=not config.needs_base)
     base_lr = config.base_lr or lr
     config = replace(config, lr=lr, base_lr=base_lr, data_fingerprint=data.fingerprint, out=str(folder))
     if accelerator.is_main_process:
         save_config(config, folder / "config.yaml")  # it is what makes the folder a run
-        if plan is not None:
-            write_plan(plan, folder)
+        if plans:
+            write_plan(plans[0], folder)
     history = list(state["history"]) if state else []
     setting = Setting(config, *loaders, accelerator, checkpoints, console, history, data.num_classes)
-    console.print(_headline(setting, data, axes, plan), highlight=False, soft_wrap=True)
+    console.print(_headline(setting, data, axes, plans), highlight=False, soft_wrap=True)
     if accelerator.is_main_process:
         rewrite_metrics(folder, setting.history)
     if state is None or state["phase"] == "base":
         _train_base(model, setting, folder, state)
         state = None
-        history[-1] |= put_in_order(model, axes, plan, setting)
+        history[-1] |= put_in_order(model, axes, plans[0] if plans else None, setting)
         if accelerator.is_main_process:
             rewrite_metrics(folder, history)
     if objective is not None:
         found = subset(data, config.subset_classes, config.subset_images, config.seed)
         train, validation = loaders if found is data else make_loaders(found, inputs, config)
         here = replace(setting, train=train, validation=validation)
-        plan, state = run_search(model, objective, here, folder, state), None
+        plans, state = [run_search(model, objective, here, folder, state)], None
         if config.search_only:
-            twin = Adjoined(objective.network.large, plan, axes=axes)
-            return _finish(twin, plan, setting, folder, data)
-    assert plan is not None
-    twin = Adjoined(model, plan, axes=axes, check=objective is not None, own=config.own)  # else proven above
-    phase = Phase("adjoined", 2, config.epochs, lr, judged_by="small")
-    for row in fit(TwinTask(twin, **config.loss_options), phase, setting, state=state):
+            twin = Adjoined(objective.network.large, plans[0], axes=axes)
+            return finish({SMALL: twin}, setting, folder, data)
+    options: dict[str, Any] = {
+        "axes": axes,
+        "check": objective is not None,
+        "own": config.own,
+    }  # else proven above
+    several = len(plans) > 1
+    twin = (
+        Nested(model, plans, draw=config.draw, **options) if several else Adjoined(model, *plans, **options)
+    )
+    task = TwinTask(twin, size_names(config.alphas) or [SMALL], **config.loss_options)
+    phase = Phase("adjoined", 2, config.epochs, lr, judged_by=SMALL)
+    for row in fit(task, phase, setting, state=state):
         append_metrics(folder, row)
-    return _finish(twin, plan, setting, folder, data)
+    return finish(task.twins, setting, folder, data)
 
 
 def evaluate(
@@ -153,7 +163,7 @@ def evaluate(
     net = run.net.to(where).eval()
     score = top1({"small": net}, made, where)["small"]
     return {
-        "run": str(run.folder),
+        "run": str(run.out),
         "data": found.name,
         "pictures": len(made.images),
         "top1": score,
@@ -161,8 +171,9 @@ def evaluate(
     }
 
 
-def choose_plan(axes: Axes, config: CompressConfig, resumed: Path | None = None) -> Plan:
-    """The plan that the config asks for, or that of the resumed run. Raises PlanError if it does not fit."""
+def choose_plans(axes: Axes, config: CompressConfig, resumed: Path | None = None) -> list[Plan]:
+    """The plans that the config asks for, or of the resumed run the first. Raises PlanError if one does not fit."""
+    others = [axes.plan(alpha=alpha, scope=config.scope) for alpha in config.alphas[1:]]
     begun = resumed and (resumed / "plan.json").is_file()  # else killed before it was written
     given = resumed / "plan.json" if resumed and begun else config.plan
     if given is not None:
@@ -170,10 +181,10 @@ def choose_plan(axes: Axes, config: CompressConfig, resumed: Path | None = None)
             raise PlanError(f"no plan at {str(given)!r}; a run writes one as RUN/plan.json")
         plan = Plan.load(given)
         axes.cost(plan)  # says which axes differ if it is another model's
-        return plan
+        return [plan, *others]
     if config.macs is not None or config.params is not None:
-        return axes.plan(macs=config.macs, params=config.params, scope=config.scope)
-    return axes.plan(alpha=4 if config.alpha is None else config.alpha, scope=config.scope)
+        return [axes.plan(macs=config.macs, params=config.params, scope=config.scope)]
+    return [axes.plan(alpha=config.alphas[0], scope=config.scope), *others]
 
 
 def load_parts(config: CompressConfig) -> tuple[ImageData, nn.Module, InputSpec]:
@@ -208,14 +219,14 @@ def make_loaders(data: ImageData, inputs: InputSpec, config: CompressConfig) -> 
     return train, make_batches(data.validation, inputs, **options)
 
 
-def _headline(setting: Setting, data: ImageData, axes: Axes, plan: Plan | None) -> str:
+def _headline(setting: Setting, data: ImageData, axes: Axes, plans: Sequence[Plan]) -> str:
     """What is about to be trained; without a plan, what is to be searched."""
     inputs, large = setting.train.inputs, axes.cost()
-    small = axes.cost(plan) if plan is not None else None
+    small = [axes.cost(plan) for plan in plans]
     shape = "×".join(map(str, (inputs.channels, *inputs.size)))
     pictures = f"{len(setting.train.images):,} + {len(setting.validation.images):,}"
-    params = f"{small.params / 1e6:.4g}" if small else "?"
-    macs = f"{small.macs / 1e9:.4g}" if small else "?"
+    params = ", ".join(f"{cost.params / 1e6:.4g}" for cost in small) or "?"
+    macs = ", ".join(f"{cost.macs / 1e9:.4g}" for cost in small) or "?"
     return (
         f"{setting.config.model} on {data.name}, {pictures} pictures of {shape}: "
         f"{large.params / 1e6:.4g} → {params} M parameters, "
@@ -253,64 +264,3 @@ def _train_base(model: nn.Module, setting: Setting, folder: Path, state: dict[st
     }
     setting.history.append(row)
     append_metrics(folder, row)
-
-
-def _finish(twin: Adjoined, plan: Plan, setting: Setting, folder: Path, data: ImageData) -> dict[str, Any]:
-    """Save the small network, evaluate it as it was saved, write the result."""
-    device = setting.accelerator.device
-    if setting.accelerator.is_main_process:
-        _save_small(twin, setting, folder, data)
-    setting.accelerator.wait_for_everyone()
-    twin = twin.to(device).eval()
-    networks = {"large": twin.large, "small": load(folder / "small").to(device).eval()}
-    with setting.console.status("judging the small network as it was saved"):
-        scores = judge(networks, setting)
-    last = [row for row in setting.history if row["phase"] == "base"][-1]
-    base = last.get("top1_large_ema", last["top1_large"])
-    large, small = (asdict(twin.axes.cost(p)) for p in (None, plan))
-    result = {
-        "base": {"top1": base, **large},
-        "large": {"top1": scores["large"], **large},
-        "small": {"top1": scores["small"], **small},
-        "seconds": sum(row["seconds"] for row in setting.history),
-        "model": setting.config.model,
-        "data": data.name,
-        "plan": plan.note,
-        "seed": setting.config.seed,
-        "device": str(device),
-        "torch": torch.__version__,
-        "out": str(folder),
-        "blocks": _blocks(twin.axes, plan),
-        **{k: last[k] for k in ("order", "top1_small_unordered", "top1_small_ordered") if k in last},
-        **search_facts(setting.config, twin.axes),
-    }
-    if setting.accelerator.is_main_process:
-        write_predictions(folder, networks, setting.validation, data.classes, device)
-        with written_aside(folder / "result.json") as file:
-            file.write((json.dumps(result, indent=1) + "\n").encode())
-    return result
-
-
-def _save_small(twin: Adjoined, setting: Setting, folder: Path, data: ImageData) -> None:
-    """RUN/small, whole or as it was."""
-    aside = folder / ".small"
-    shutil.rmtree(aside, ignore_errors=True)
-    save(twin.small().eval().cpu(), aside)
-    inputs = {"inputs": asdict(setting.train.inputs), "classes": list(data.classes)}
-    (aside / "inputs.json").write_text(json.dumps(inputs, indent=1) + "\n", encoding="utf-8")
-    shutil.rmtree(folder / "small", ignore_errors=True)
-    aside.rename(folder / "small")
-
-
-def _blocks(axes: Axes, plan: Plan) -> dict[str, Any]:
-    """Block → its parameters and multiply-adds in the large and in the small network; "" is what no block owns."""
-
-    def block(path: str) -> str:
-        owners = [b for b in axes.blocks if path == b or path.startswith(f"{b}.")]
-        return max(owners, key=len, default="")
-
-    costs = {
-        n: axes.polynomial.by_group(axes.kept(p) if p else {}, block)
-        for n, p in (("large", None), ("small", plan))
-    }
-    return {b: {n: asdict(table[b]) for n, table in costs.items()} for b in costs["large"]}

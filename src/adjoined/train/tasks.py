@@ -1,12 +1,15 @@
 """What a phase of training computes. The loop knows only this: a task returns its loss, by parts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
+import torch
 from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 from torch.nn import functional
 
+from adjoined.core.nested import Nested
+from adjoined.core.twin import Adjoined
 from adjoined.losses import adjoined_loss
 
 __all__ = ["LabelTask", "Network", "Task", "TwinTask", "layered"]
@@ -79,21 +82,36 @@ class LabelTask(Task):
 
 
 class TwinTask(Task):
-    """The adjoined loss of a twin; `options` are those of `adjoined_loss`."""
+    """The adjoined loss of a twin, or its mean over nested small networks; `options` are those of `adjoined_loss`.
 
-    def __init__(self, twin: Any, **options: Any) -> None:
+    The small networks are called small, and by the names in `names` from the second on.
+    """
+
+    def __init__(self, twin: Adjoined | Nested, names: Sequence[str] = ("small",), **options: Any) -> None:
         super().__init__()
-        self.twin, self.options = twin, options
+        self.twin, self.names, self.options = twin, tuple(names), options
 
     def forward(self, x: Tensor, target: Tensor, progress: float) -> dict[str, Tensor]:
-        large, small = self.twin(x)
-        return adjoined_loss(large, small, target, progress, **self.options)
+        large, *smalls = self.twin(x)
+        parts = [adjoined_loss(large, small, target, progress, **self.options) for small in smalls]
+        if len(parts) == 1:
+            return parts[0]
+        return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
 
     def networks(self) -> dict[str, Network]:
-        return {"large": self.twin.large, "small": self.twin.small_forward}
+        networks: dict[str, Network] = {"large": self.twin.large}
+        return networks | {name: twin.small_forward for name, twin in self.twins.items()}
+
+    @property
+    def twins(self) -> dict[str, Adjoined]:
+        """The twin of each small network, by its name."""
+        members = self.twin.members if isinstance(self.twin, Nested) else [self.twin]
+        return dict(zip(self.names, members, strict=True))
 
     def groups(self, weight_decay: float, layer_decay: float | None = None) -> list[dict[str, Any]] | None:
-        groups, own = super().groups(weight_decay, layer_decay), list(self.twin.small_parameters.parameters())
+        groups = super().groups(weight_decay, layer_decay)
+        shared = {id(p) for p in self.large.parameters()}
+        own = [p for p in self.twin.parameters() if id(p) not in shared]
         if groups is not None and own:
             groups.append({"params": own, "weight_decay": 0.0})
         return groups
