@@ -50,7 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: Sequence[str]) -> int:
-    modules = {name: importlib.import_module(f"adjoined.cli.{name}") for name in COMMANDS}
+    # Only the command's own module where one is named: the training brings seconds of imports.
+    names = [w for w in words if w in COMMANDS][:1] or COMMANDS
+    modules = {name: importlib.import_module(f"adjoined.cli.{name}") for name in names}
     parser = ArgumentParser(
         prog="adjoined",
         description="Compress a transformer by training it together with a smaller one cut out of it.",
@@ -59,7 +61,7 @@ def _run(words: Sequence[str]) -> int:
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     subcommands = parser.add_subcommands(required=True, dest="command")
-    parsers = {name: ArgumentParser(exit_on_error=False, allow_abbrev=False) for name in COMMANDS}
+    parsers = {name: ArgumentParser(exit_on_error=False, allow_abbrev=False) for name in modules}
     for name, module in modules.items():
         parsers[name].add_argument(
             "--config", action="config", help="YAML file of flags; those given beside it win"
