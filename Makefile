@@ -7,19 +7,22 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; 
 WORKERS ?= 2
 BIN := .venv/bin
 STAMP := .venv/.installed
+RUNTIMES := .venv/runtimes/.installed
 
 # One thread a process: the workers are the parallelism.
 test demo: export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo docs lint clean
+.PHONY: help setup runtimes test demo docs lint clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
 
 setup: $(STAMP)  ## make .venv and install Adjoined with its pinned dependencies
 
-test: setup lint  ## lint, type check, then every test
+runtimes: $(RUNTIMES)  ## install the runtimes of phones and boards for the tests of their formats
+
+test: setup runtimes lint  ## lint, type check, then every test
 	@echo "test: pytest, $(WORKERS) processes"
 	$(BIN)/pytest -n $(WORKERS)
 
@@ -45,9 +48,13 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { echo "setup: making .venv with $$($(PYTHON) --version)"; $(PYTHON) -m venv .venv; }
 	@echo "setup: installing Adjoined and its dependencies into .venv (PyTorch is large: minutes the first time)"
 	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	@echo "setup: installing ExecuTorch into .venv/executorch"
-	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --constraint constraints.txt \
-		--target .venv/executorch --upgrade executorch torchao flatbuffers ruamel.yaml \
-		|| echo "setup: there is no ExecuTorch for this machine; the test of that format will be skipped"
 	@touch $@
 	@echo "setup: done"
+
+$(RUNTIMES): tests/export/runtimes.txt | $(STAMP)
+	@echo "runtimes: installing ExecuTorch and LiteRT into .venv/runtimes"
+	@rm -rf .venv/runtimes
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --target .venv/runtimes \
+		--requirement tests/export/runtimes.txt \
+		|| echo "runtimes: they are not to be had for this machine; the tests of those formats will be skipped"
+	@mkdir -p .venv/runtimes && touch $@

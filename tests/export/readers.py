@@ -5,6 +5,9 @@ Every sub-folder holds inputs.npz; the outputs go to outputs.npz beside it.
 
 import sys
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 ONLY = {
     "safetensors": ("timm", "transformers", "torchvision"),
@@ -12,6 +15,7 @@ ONLY = {
     "onnx": ("adjoined", "timm", "transformers", "torch"),
     "openvino": ("adjoined", "timm", "transformers", "torch", "onnx"),
     "executorch": ("adjoined", "timm", "transformers", "torchvision"),
+    "litert": ("adjoined", "timm", "transformers", "torch", "litert_torch"),
     "timm": ("adjoined", "transformers"),
 }
 
@@ -28,6 +32,10 @@ def read(kind: str, folder: Path, inputs: dict) -> list:
         model = openvino.compile_model(folder / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         out = model(_by_name(inputs, [i.get_any_name() for i in model.inputs]))
         return [out[i] for i in range(len(model.outputs))]
+    if kind == "litert":
+        from ai_edge_litert.interpreter import Interpreter
+
+        return _one_by_one(Interpreter(str(folder / "model.tflite")), inputs)
     import torch
 
     given = {name: torch.from_numpy(value) for name, value in inputs.items()}
@@ -54,6 +62,18 @@ def read(kind: str, folder: Path, inputs: dict) -> list:
     return [t.numpy() for t in leaves if isinstance(t, torch.Tensor)]
 
 
+def _one_by_one(interpreter: Any, inputs: dict) -> list:
+    """The outputs of LiteRT, which takes one picture a call."""
+    interpreter.allocate_tensors()
+    rows = []
+    for i in range(len(next(iter(inputs.values())))):
+        for detail, value in zip(interpreter.get_input_details(), inputs.values(), strict=True):
+            interpreter.set_tensor(detail["index"], value[i : i + 1])
+        interpreter.invoke()
+        rows.append([interpreter.get_tensor(d["index"]).copy() for d in interpreter.get_output_details()])
+    return [np.concatenate(parts) for parts in zip(*rows, strict=True)]
+
+
 def _by_name(inputs: dict, names: list[str]) -> dict:
     """The inputs under the file's own names, in their order."""
     return dict(zip(names, inputs.values(), strict=True))
@@ -62,7 +82,6 @@ def _by_name(inputs: dict, names: list[str]) -> dict:
 def main(kind: str, root: Path) -> None:
     for name in ONLY[kind]:
         sys.modules[name] = None
-    import numpy as np
 
     for folder in sorted(p.parent for p in root.glob("*/inputs.npz")):
         outs = read(kind, folder, dict(np.load(folder / "inputs.npz")))

@@ -91,16 +91,16 @@ def _architecture(name: str) -> Architecture | None:
 # What is read back: every model and every kind of plan; timm knows its own alone.
 READ = ("vit-uniform", "vit-stream", "swin-blocks", "swin-stream", "t2t-stream", "hugging_face-blocks")
 ONLY = {"timm": ("vit-stream", "swin-stream")}
-# `make setup` puts it in a folder of its own: it brings torchao, which slows every import of transformers.
-EXECUTORCH = Path(sys.prefix) / "executorch"
+# `make test` puts those of phones and boards here: what they bring slows every import of transformers.
+RUNTIMES = Path(sys.prefix) / "runtimes"
 
 
 @pytest.mark.parametrize("kind", [f for f in FORMATS if f != "onnx-int8"])
 def test_round_trip(kind, nets, tmp_path, monkeypatch):
     env = dict(os.environ)
-    if kind == "executorch" and EXECUTORCH.is_dir():
-        monkeypatch.syspath_prepend(EXECUTORCH)
-        env["PYTHONPATH"] = str(EXECUTORCH)
+    if kind in ("executorch", "litert"):
+        monkeypatch.syspath_prepend(RUNTIMES)
+        env["PYTHONPATH"] = str(RUNTIMES)
     for module in FORMATS[kind].needs:
         pytest.importorskip(module)
     names = ONLY.get(kind, READ)

@@ -12,7 +12,7 @@ from adjoined.cli.flags import add_json, add_license, add_run, add_switch
 
 __all__ = ["HELP", "add_flags", "run"]
 
-HELP = "the small network of a run as safetensors, pt2, onnx, onnx-int8, openvino, executorch or timm"
+HELP = "the small network of a run as safetensors, pt2, onnx, onnx-int8, openvino, executorch, litert or timm"
 
 
 def add_flags(parser: ArgumentParser) -> None:
@@ -22,7 +22,7 @@ def add_flags(parser: ArgumentParser) -> None:
         type=str,
         nargs="+",
         default=["safetensors"],
-        help="safetensors, pt2, onnx, onnx-int8, openvino, executorch or timm; several may be given",
+        help="safetensors, pt2, onnx, onnx-int8, openvino, executorch, litert or timm; several may be given",
     )
     parser.add_argument(
         "--data", type=str | None, default=None, help="pictures to check with; null: the run's"

@@ -14,6 +14,7 @@ LOAD = {
     "onnx-int8": ("import onnxruntime", "", 'net = onnxruntime.InferenceSession(f"{folder}/model-int8.onnx")', "(logits,) = net.run(None, {net.get_inputs()[0].name: pictures})"),
     "openvino": ("import openvino", "", 'net = openvino.compile_model(f"{folder}/model.xml")', "logits = net(pictures)[0]"),
     "executorch": ("from executorch.runtime import Runtime", "", 'net = Runtime.get().load_program(f"{folder}/model.pte").load_method("forward")', "(logits,) = net.execute([pictures])  # one picture a call"),
+    "litert": ("from ai_edge_litert.interpreter import Interpreter", "", 'net = Interpreter(f"{folder}/model.tflite").get_signature_runner()', "(logits,) = net(args_0=pictures).values()  # one picture a call"),
 }  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from adjoined.core.capture import Example
 from adjoined.core.program import Network
 from adjoined.errors import AdjoinedError, did_you_mean
 from adjoined.export.executorch import open_executorch, write_executorch
+from adjoined.export.litert import open_litert, write_litert
 from adjoined.export.onnx import open_onnx, write_onnx
 from adjoined.export.openvino import open_openvino, write_openvino
 from adjoined.export.pt2 import open_pt2, write_pt2
@@ -85,6 +86,7 @@ FORMATS = {
     ),
     "openvino": Format("model.xml", write_openvino, open_openvino, ("openvino",), "openvino"),
     "executorch": Format("model.pte", write_executorch, open_executorch, ("executorch",), "executorch"),
+    "litert": Format("model.tflite", write_litert, open_litert, ("litert_torch", "ai_edge_litert"), "litert"),
     "timm": Format("timm", write_timm, open_timm, ("timm",)),
 }
 
@@ -101,7 +103,7 @@ def export(
     Args:
         net: what `twin.small()` or `adjoined.load` returns.
         example: inputs of one batch: a tensor, a tuple of tensors or a dict of keyword inputs.
-        formats: of safetensors, pt2, onnx, onnx-int8, openvino, executorch, timm.
+        formats: of safetensors, pt2, onnx, onnx-int8, openvino, executorch, litert, timm.
         given: pictures (N, …) and labels (N,) held out, calibration (M, …), architecture, options: see `Subject`.
 
     Raises:
