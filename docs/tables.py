@@ -137,6 +137,19 @@ def accuracy_cpu(found: dict[str, Any]) -> list[Row]:
     return out
 
 
+def ordering_cpu(found: dict[str, Any]) -> list[Row]:
+    head = ("scope", "α", "as it comes, top-1", "magnitude", "activation", "taylor")
+    groups: dict[tuple[str, float], dict[str, float]] = {}
+    for row in found["rows"]:
+        groups.setdefault((row["scope"], row["alpha"]), {"none": row["before"]})[row["order"]] = row["after"]
+    names = ("none", "magnitude", "activation", "taylor")
+    return [head, *((scope, f"{a:g}", *(f"{g[n]:.2f}" for n in names)) for (scope, a), g in groups.items())]
+
+
+def ordering_digits(found: dict[str, Any]) -> list[Row]:
+    return ordering_cpu(found)
+
+
 def _mean(values: Iterable[float | None], digits: int = 2) -> str:
     """Mean and, of several, standard deviation."""
     known = [v for v in values if v is not None]
@@ -172,6 +185,8 @@ TABLES: dict[str, Callable[[Any], list[Row]]] = {
         search_latency,
         deploy_latency,
         accuracy_cpu,
+        ordering_cpu,
+        ordering_digits,
         analysis_time,
         coverage,
         thesis_table,

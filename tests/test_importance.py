@@ -9,7 +9,13 @@ import torch.nn.functional as F
 import adjoined
 from adjoined.core.capture import call_model
 from adjoined.errors import AdjoinedError
-from adjoined.importance import ORDERED, magnitude_scores, order_axes, taylor_scores
+from adjoined.importance import (
+    ORDERED,
+    activation_scores,
+    magnitude_scores,
+    order_axes,
+    taylor_scores,
+)
 from zoo import specimen
 
 
@@ -54,6 +60,7 @@ def test_every_axis_that_can_be_cut_has_scores():
         free = {a.name: a.size for a in sample.axes if a.pinned is None and a.role in ORDERED}
         for scores in (
             taylor_scores(sample.model, sample.axes, batches(sample), loss),
+            activation_scores(sample.model, sample.axes, [x for x, _ in batches(sample)]),
             magnitude_scores(sample.model, sample.axes),
         ):
             assert {k: len(v) for k, v in scores.items()} == free
@@ -81,7 +88,33 @@ def test_taylor_is_the_gradient_of_a_gate():
             assert float(found[unit]) == pytest.approx(total, rel=1e-5)
 
 
-def test_what_does_nothing_comes_last():
+def test_activation_is_the_energy_of_what_an_entry_adds():
+    """Σ over batches of mean(x_c²) · Σ W[:, c]², with x as a hook on the consumer sees it."""
+    sample, model, axes = copied("vit")
+    given = [x for x, _ in batches(sample)]
+    found = activation_scores(model, axes, given)
+    seen = {"mlp.fc2": [], "attn.proj": []}
+    for name, inputs in seen.items():
+        module = model.get_submodule(f"blocks.1.{name}")
+        module.register_forward_pre_hook(lambda _, args, inputs=inputs: inputs.append(args[0]))
+    with torch.no_grad():
+        for x in given:
+            model(x)
+    for name, axis in (("mlp.fc2", "mlp.hidden"), ("attn.proj", "attn.heads")):
+        weight = model.get_submodule(f"blocks.1.{name}").weight.detach()
+        energy = sum(x.square().flatten(0, -2).mean(0) for x in seen[name]) * weight.square().sum(0)
+        wanted = energy.reshape(axes[f"blocks.1.{axis}"].size, -1).sum(1)
+        torch.testing.assert_close(found[f"blocks.1.{axis}"], wanted)
+
+
+def test_magnitude_is_that_of_the_weights_that_sum_over_an_entry():
+    _, model, axes = copied("vit")
+    wanted = model.get_parameter("blocks.1.mlp.fc2.weight").detach().square().sum(0)
+    torch.testing.assert_close(magnitude_scores(model, axes)["blocks.1.mlp.hidden"], wanted)
+
+
+@pytest.mark.parametrize("kind", ["taylor", "activation", "magnitude"])
+def test_what_does_nothing_comes_last(kind):
     sample, model, axes = copied("vit")
     with torch.no_grad():
         model.get_parameter("blocks.0.mlp.fc2.weight")[:, :96] = 0  # the first half of the units is unheard
@@ -90,7 +123,11 @@ def test_what_does_nothing_comes_last():
     x, target = batches(sample)[0]
     with torch.no_grad():
         before = first(model(x))
-    scores = taylor_scores(model, axes, [(x, target)], loss)
+    scores = {
+        "taylor": lambda: taylor_scores(model, axes, [(x, target)], loss),
+        "activation": lambda: activation_scores(model, axes, [x]),
+        "magnitude": lambda: magnitude_scores(model, axes),
+    }[kind]()
     assert (scores["blocks.0.mlp.hidden"][:96] == 0).all()
     assert scores["blocks.0.attn.heads"][0] == 0
     order_axes(model, axes, scores)
@@ -109,6 +146,8 @@ def test_nothing_to_order_by():
     sample = specimen("vit")
     with pytest.raises(AdjoinedError, match="give at least one batch"):
         taylor_scores(sample.model, sample.axes, [])
+    with pytest.raises(AdjoinedError, match="give at least one batch"):
+        activation_scores(sample.model, sample.axes, [])
 
 
 def test_the_model_stays_as_it_is_but_for_its_order():

@@ -4,7 +4,8 @@
         [--set epochs=3 base_epochs=0 …] [--threads 1]
 
 SCALE: cpu (CIFAR-10, a ViT of 1 M behind a convolutional stem; hours on a CPU) or one of the GPU-sized ones of
-scales.py. Each seed trains a base first; each method then trains for the same epochs, in a process of its own, in a
+scales.py, in pieces of ten minutes: until timeout 590 python -m benchmarks.accuracy gpu-vit; do :; done
+Each seed trains a base first; each method then trains for the same epochs, in a process of its own, in a
 folder under --work, and goes on where it was if the command is killed and given again. All rows so far are written to
 benchmarks/results/accuracy_SCALE.json; docs/tables.py makes the tables of docs/benchmarks.md from it.
 """
@@ -12,6 +13,7 @@ benchmarks/results/accuracy_SCALE.json; docs/tables.py makes the tables of docs/
 import argparse
 import json
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -77,7 +79,9 @@ def _in_its_own_process(args: argparse.Namespace, name: str, macs: float, seed: 
     command = [sys.executable, "-m", "benchmarks.accuracy", args.scale, "--work", str(args.work)]
     command += ["--threads", str(args.threads), "--one", name, str(macs), str(seed)]
     command += ["--set", *args.set] if args.set else []
-    subprocess.run(command, check=True)
+    signal.signal(signal.SIGTERM, lambda *_: None)  # `timeout` tells the child too, which saves and says so
+    if code := subprocess.run(command, check=False).returncode:
+        raise SystemExit(code)
 
 
 def _path(work: Path, name: str, macs: float, seed: int) -> Path:
@@ -89,7 +93,7 @@ def _run(scale: Scale, work: Path, name: str, share: str, number: str) -> None:
     method, macs, seed = METHODS[name], float(share), int(number)
     path = _path(work, name, macs, seed)
     start = prepare(scale, path.parent.parent, seed, path.parent.name)
-    plan = start.axes.plan(macs=macs)
+    plan = start.axes.plan(macs=macs, scope=start.setting.config.scope)
     began = time.process_time()
     try:
         task, facts = method.make(start, plan)

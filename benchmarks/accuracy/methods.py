@@ -14,7 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from adjoined.core.plan import Plan
 from adjoined.core.twin import Adjoined
 from adjoined.data import some_pictures
+from adjoined.errors import AdjoinedError
 from adjoined.losses import lambda_schedule
+from adjoined.train.config import CompressConfig
 from adjoined.train.order import put_in_order
 from adjoined.train.search import SearchTask, objective_of
 from adjoined.train.tasks import LabelTask, Network, Task, TwinTask
@@ -22,6 +24,7 @@ from benchmarks.accuracy.start import Phase, Start, train
 
 __all__ = ["METHODS", "Method", "macs_of"]
 
+ORDER = CompressConfig().order
 Facts = dict[str, Any]
 Made = tuple[Task, Facts]
 
@@ -77,9 +80,7 @@ def macs_of(net: nn.Module, example: Tensor) -> int:
     return counter.get_total_flops() // 2 // len(example)
 
 
-def adjoined(
-    start: Start, plan: Plan, *, order: str = "taylor", twin: Facts | None = None, **loss: Any
-) -> Made:
+def adjoined(start: Start, plan: Plan, *, order: str = ORDER, twin: Facts | None = None, **loss: Any) -> Made:
     """AN-ViT from the ordered base; `loss`: options of the adjoined loss, `twin`: of the twin."""
     model, facts = _ordered(start, plan, order)
     options = start.setting.config.loss_options | loss
@@ -92,7 +93,7 @@ def searched(start: Start, plan: Plan, **options: Any) -> Made:
     """DAN-ViT: search for as many epochs as the training to come, to the multiply-adds of `plan`; then AN."""
     macs = start.axes.cost(plan).macs
     config = start.setting.config
-    model, _ = _ordered(start, None, "taylor")
+    model, _ = _ordered(start, None, ORDER)
     wanted = start.searching(macs)
     objective = objective_of(wanted.config, model, start.axes, start.setting.accelerator.device)
     assert config.lr is not None
@@ -115,7 +116,7 @@ def scratch(start: Start, plan: Plan, *, distil: bool) -> Made:
     return StudentTask(net, copy.deepcopy(start.model) if distil else None), {}
 
 
-def cut(start: Start, plan: Plan, *, distil: bool, order: str = "taylor") -> Made:
+def cut(start: Start, plan: Plan, *, distil: bool, order: str = ORDER) -> Made:
     """The network of the plan, cut out of the ordered base, with weights of its own from then on."""
     model, facts = _ordered(start, plan, order)
     net = Adjoined(model, plan, axes=start.axes, check=False).small()
@@ -131,8 +132,12 @@ def torch_pruning(start: Start, plan: Plan, *, distil: bool) -> Made:
     batch = some_pictures(start.setting.train.images, start.setting.train.inputs, 256)
     example = batch[0][:1]
     for percent in range(30, 95):
-        net = _prune(copy.deepcopy(start.model).cpu(), batch, percent / 100)
-        if macs_of(net, example) <= budget:
+        try:
+            net = _prune(copy.deepcopy(start.model).cpu(), batch, percent / 100)
+            macs = macs_of(net, example)
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise AdjoinedError(f"Torch-Pruning cannot: {str(error).splitlines()[0]}") from error
+        if macs <= budget:
             facts = {"ratio": percent / 100}
             return StudentTask(net, copy.deepcopy(start.model) if distil else None), facts
     raise AssertionError("Torch-Pruning reaches no such cost")
@@ -185,7 +190,8 @@ METHODS: dict[str, Method] = {
 # The dials, each alone beside AN as in the source, then together.
 DIALS: dict[str, Facts] = {
     "unordered": {"order": "none"},
-    "magnitude": {"order": "magnitude"},
+    "taylor": {"order": "taylor"},
+    "activation": {"order": "activation"},
     "detach": {"detach_large": True},
     "ramp-0": {"ramp": 0.0},
     "small-ce": {"small_ce": 0.5},

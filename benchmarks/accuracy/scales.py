@@ -1,8 +1,9 @@
 """What the accuracy benchmark trains: on which data, how long, to which cost. CPU-sized and GPU-sized."""
 
 from dataclasses import dataclass
+from typing import Any
 
-from adjoined.train.config import CompressConfig
+from adjoined.train.config import CompressConfig, Scope
 
 __all__ = ["SCALES", "Scale"]
 
@@ -20,17 +21,20 @@ class Scale:
     methods: tuple[str, ...] = COMPARED
 
 
-def _gpu(model: str, data: str, *, lr: float, **model_args: object) -> Scale:
+def _gpu(model: str, data: str, img_size: int, scope: Scope = "inner", **model_args: Any) -> Scale:
+    """From scratch as DeiT is trained (Touvron et al. 2021), gently, since the pictures are small and few."""
     config = CompressConfig(
         model=model,
-        model_args=dict(model_args),
+        model_args=model_args,
         data=data,
+        img_size=img_size,
+        scope=scope,
         augment="rand-m9-mstd0.5-inc1",
         batch_size=256,
         base_epochs=100,
-        epochs=50,
-        base_lr=lr,
-        lr=lr / 2,
+        epochs=40,
+        base_lr=1e-3,
+        lr=5e-4,
         warmup_epochs=5,
         label_smoothing=0.1,
         mixup=0.2,
@@ -38,8 +42,13 @@ def _gpu(model: str, data: str, *, lr: float, **model_args: object) -> Scale:
         workers=14,
         device="cuda",
     )
-    return Scale(config, macs=(0.5, 0.25, 0.125), seeds=(0, 1, 2))
+    return Scale(config, macs=(0.25, 0.5, 0.125), seeds=(0, 1, 2))
 
+
+# 64 tokens of width 256, 5.6 M parameters.
+VIT = {"embed_dim": 256, "depth": 7, "num_heads": 8}
+# Windows of 4 × 4, four stages, 7 M.
+SWIN = {"embed_dim": 48, "num_heads": (2, 4, 8, 16), "window_size": 4, "patch_size": 2}
 
 SCALES: dict[str, Scale] = {
     "cpu": Scale(
@@ -57,4 +66,13 @@ SCALES: dict[str, Scale] = {
             device="cpu",
         )
     ),
+    # A minute a method: for trying out.
+    "digits": Scale(
+        CompressConfig(base_epochs=40, epochs=10, base_lr=2e-3, lr=1e-3, workers=0, device="cpu")
+    ),
+    "gpu-vit": _gpu("vit_tiny_patch16_224", TINY, 64, patch_size=8, **VIT),
+    "gpu-swin": _gpu("swin_tiny_patch4_window7_224", TINY, 64, **SWIN),
+    # Its token module alone has a third of the multiply-adds, so the stream is cut too.
+    "gpu-t2t": _gpu("t2t_vit_7", TINY, 64, scope="full"),
+    "gpu-cifar": _gpu("vit_tiny_patch16_224", CIFAR10, 32, patch_size=4, **VIT),
 }

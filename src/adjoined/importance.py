@@ -4,23 +4,77 @@ A plan keeps the leading entries of each axis (design section 4.1). Permuting th
 carries it changes no output (section 4.5), so the entries that matter most can be put first.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from adjoined.core.axes import Axes
 from adjoined.core.capture import Example, call_model, in_eval, normalise_example
+from adjoined.core.program import build_program
 from adjoined.core.slicing import entry_sums, permute
+from adjoined.core.walk import op_name
 from adjoined.errors import AdjoinedError
 
-__all__ = ["ORDERED", "magnitude_scores", "order_axes", "taylor_scores"]
+__all__ = ["ORDERED", "activation_scores", "magnitude_scores", "order_axes", "taylor_scores"]
 
 # Roles that plans cut.
 ORDERED = ("heads", "hidden", "stream")
+# Operator that sums over channels of its first input by a weight, its second → where that input has its channels.
+CHANNELS = {"linear": -1, "matmul": -1, "conv1d": 1, "conv2d": 1, "conv3d": 1}
 Scores = dict[str, Tensor]
+
+
+def activation_scores(model: nn.Module, axes: Axes, batches: Iterable[Example]) -> Scores:
+    """What an entry adds to the sums that run over it: axis → score of each entry (size,).
+
+    Σ over the weights W that sum over the entry's channels c of  mean(x_c²) · Σ W[:, c]², the mean over inputs and
+    tokens: the energy that the sum loses with the entry, if channels are uncorrelated (Sun et al. 2023, whole
+    structures at a time). Where a weight is used otherwise its squares alone count.
+
+    Raises AdjoinedError when there is no batch, or no such sum in the model.
+    """
+    program = build_program(model, axes, {})
+    tensors = {**_named(model), **axes.capture.constants}
+    names = [axes.aliases.get(name, name) for name in program.tensors["eval"]]
+    device = next(model.parameters()).device
+    program.move(device)
+    meter = _Energies(program.eval, names)
+    with in_eval(model), torch.no_grad():
+        stored = [tensors[name].to(device) for name in names]
+        for inputs in batches:
+            args, kwargs = normalise_example(inputs)
+            meter.run(*stored, *program.signature.flatten(args, kwargs))
+    if not meter.energies:
+        raise AdjoinedError("there is nothing to order by: give at least one batch of inputs")
+
+    def energy(name: str, at: int) -> Tensor:
+        weight = tensors[name].detach()
+        squares = (weight**2).movedim(at, 0).reshape(weight.shape[at], -1).sum(1)
+        return squares * meter.energies.get((name, weight.shape[at]), squares.new_ones(()))
+
+    return _summed(axes, energy)
+
+
+class _Energies(fx.Interpreter):
+    """Runs a graph and adds up mean(x_c²) of what each stored weight is multiplied by: (weight, channels) → (channels,)."""
+
+    def __init__(self, graph: fx.GraphModule, names: Sequence[str]) -> None:
+        super().__init__(graph)
+        holders = [node for node in graph.graph.nodes if node.op == "placeholder"]
+        self.weights = dict(zip(holders, names, strict=False))
+        self.energies: dict[tuple[str, int], Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        name = self.weights.get(n.args[1]) if len(n.args) > 1 and isinstance(n.args[1], fx.Node) else None
+        if name is not None and op_name(n) in CHANNELS:
+            x = self.env[n.args[0]].movedim(CHANNELS[op_name(n)], -1)  # type: ignore[index]
+            found = x.square().flatten(0, -2).mean(0)
+            key = name, len(found)
+            self.energies[key] = self.energies.get(key, torch.zeros_like(found)) + found
+        return super().run_node(n)
 
 
 def taylor_scores(
@@ -59,18 +113,29 @@ def taylor_scores(
 
 
 def magnitude_scores(model: nn.Module, axes: Axes) -> Scores:
-    """Sum of squared weights that carry an entry: axis → score of each entry (size,). Needs no data."""
-    params = {n: p.detach() for n, p in model.named_parameters() if n in axes.stored}
+    """Sum of the squared weights that sum over an entry: axis → score of each entry (size,). Needs no data."""
+    params = dict(model.named_parameters())
+
+    def squares(name: str, at: int) -> Tensor:
+        return (params[name].detach() ** 2).movedim(at, 0).reshape(params[name].shape[at], -1).sum(1)
+
+    return _summed(axes, squares)
+
+
+def _summed(axes: Axes, score: Callable[[str, int], Tensor]) -> Scores:
+    """Σ of `score(tensor, dimension)`, a vector, over the parameters that sum over each entry, or that carry it."""
     scores: Scores = {}
     for axis in axes:
         if axis.pinned is None and axis.role in ORDERED:
-            parts = [
-                entry_sums(params[k] ** 2, i, axes.stored[k][i], axis.atom)
-                for k, i in axis.owners
-                if k in params
-            ]
+            uses = [(k, i) for k, i in axis.uses if k in axes.parameters]
+            places = uses or [(k, i) for k, i in axis.owners if k in axes.parameters]
+            parts = [entry_sums(score(k, i), 0, axes.stored[k][i], axis.atom) for k, i in places]
             scores[axis.name] = torch.stack(parts).sum(0)
     return scores
+
+
+def _named(model: nn.Module) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 @torch.no_grad()
@@ -82,7 +147,7 @@ def order_axes(model: nn.Module, axes: Axes, scores: Scores) -> None:
     order = {
         axes[name].atom: values.argsort(descending=True, stable=True).cpu() for name, values in scores.items()
     }
-    named = {**dict(model.named_parameters()), **dict(model.named_buffers()), **axes.capture.constants}
+    named = {**_named(model), **axes.capture.constants}
     done: set[int] = set()  # a constant of both graphs is one tensor
     with in_eval(model):
         for name, tensor in named.items():

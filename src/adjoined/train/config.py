@@ -27,7 +27,7 @@ Cache = Literal["auto", "memory", "none"]
 Device = Literal["auto", "cpu", "cuda"]
 Backend = Literal["eager", "onnxruntime", "openvino"]
 Noise = Literal["gumbel", "normal", "none"]
-Order = Literal["taylor", "magnitude", "none"]
+Order = Literal["activation", "taylor", "magnitude", "none"]
 Per = Literal["block", "axis"]
 Precision = Literal["auto", "fp32", "bf16"]
 Schedule = Literal["cosine", "constant"]
@@ -131,8 +131,10 @@ class CompressConfig:
     clip_grad: Annotated[float | None, "largest norm of the gradient; null: any"] = 1.0
 
     order: Annotated[
-        Order, "what is cut last: by the loss's gradient (taylor), by weight (magnitude), as it comes (none)"
-    ] = "taylor"
+        Order,
+        "what is cut last: by weight (magnitude), what is multiplied by it too (activation), the loss's gradient "
+        "(taylor), or as it comes (none)",
+    ] = "magnitude"
     detach_large: Annotated[bool, "stop the gradient of the KL term at the large network"] = False
     small_ce: Annotated[float, "weight of a label term for the small network"] = 0.0
     kl_weight: Annotated[float, "weight of the KL term, beside its schedule λ(t)"] = 1.0

@@ -9,7 +9,7 @@ from adjoined.core.axes import Axes
 from adjoined.core.plan import Plan
 from adjoined.core.twin import Adjoined
 from adjoined.data import some_pictures
-from adjoined.importance import magnitude_scores, order_axes, taylor_scores
+from adjoined.importance import activation_scores, magnitude_scores, order_axes, taylor_scores
 from adjoined.train.evaluate import judge
 from adjoined.train.phase import Setting
 
@@ -30,12 +30,15 @@ def put_in_order(model: nn.Module, axes: Axes, plan: Plan | None, setting: Setti
     model.to(device)
     facts: dict[str, Any] = {"order": kind}
     before = _top1(model, axes, plan, setting)
-    if kind == "taylor":
-        x, target = some_pictures(setting.train.images, setting.train.inputs, IMAGES)
-        batches = zip(x.to(device).split(BATCH), target.to(device).split(BATCH), strict=True)
-        scores = taylor_scores(model, axes, batches)
-    else:
+    if kind == "magnitude":
         scores = magnitude_scores(model, axes)
+    else:
+        x, target = some_pictures(setting.train.images, setting.train.inputs, IMAGES)
+        inputs, labels = x.to(device).split(BATCH), target.to(device).split(BATCH)
+        if kind == "taylor":
+            scores = taylor_scores(model, axes, zip(inputs, labels, strict=True))
+        else:
+            scores = activation_scores(model, axes, inputs)
     order_axes(model, axes, scores)
     if plan is not None:
         facts |= {"top1_small_unordered": before, "top1_small_ordered": _top1(model, axes, plan, setting)}
