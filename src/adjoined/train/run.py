@@ -150,14 +150,15 @@ def evaluate(
     found = load_data(data or config.data)
     _check_classes(found, wanted["classes"])
     inputs = InputSpec.from_dict(wanted["inputs"])
+    where = pick_device(device)
     made = make_batches(
         found.validation,
         inputs,
         batch_size=batch_size or config.batch_size,
         cache=config.cache,
         workers=workers,
+        device=where,
     )
-    where = pick_device(device)
     net = load(run / "small").to(where).eval()
     score = top1({"small": net}, made, where)["small"]
     return {
@@ -211,9 +212,16 @@ def make_loaders(data: ImageData, inputs: InputSpec, config: CompressConfig) -> 
         "batch_size": config.batch_size,
         "cache": config.cache,
         "workers": config.workers,
+        "device": pick_device(config.device),
     }
-    train = make_batches(data.train, inputs, augment=config.augment, mirror=data.mirror, **options)
-    return train, make_batches(data.validation, inputs, **options)
+    changes: dict[str, Any] = {
+        "augment": config.augment,
+        "mirror": data.mirror,
+        "repeats": config.repeats,
+    }
+    return make_batches(data.train, inputs, **changes, **options), make_batches(
+        data.validation, inputs, **options
+    )
 
 
 def _headline(setting: Setting, data: ImageData, axes: Axes, plan: Plan | None) -> str:

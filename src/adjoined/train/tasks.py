@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, cast
 
+import torch
 from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 from torch.nn import functional
@@ -20,6 +21,23 @@ class Task(nn.Module):
     x: (B, C, H, W); target: (B,) class numbers or (B, classes) probabilities; progress: share of the phase
     done, in [0, 1). A task's parameters and buffers are all that a checkpoint has to hold of it.
     """
+
+    compiled: Callable[..., Any] | None = None
+
+    @property
+    def core(self) -> nn.Module | None:
+        """The module that a step calls once, by `work`, and that holds nearly all of its time; None: there is none."""
+        return None
+
+    def work(self, x: Tensor) -> Any:
+        """What `core` makes of x, compiled if `compile_core` was called."""
+        assert self.core is not None
+        return self.core(x) if self.compiled is None else self.compiled(x)
+
+    def compile_core(self) -> None:
+        """From now on steps run `core` by torch.compile; evaluation, and whoever else calls it, does not."""
+        assert self.core is not None
+        self.compiled = torch.compile(self.core.forward)
 
     def networks(self) -> dict[str, Network]:
         """The networks to evaluate, by name, each x → logits (B, classes)."""
@@ -67,11 +85,15 @@ class LabelTask(Task):
         self.model, self.label_smoothing = model, label_smoothing
 
     def forward(self, x: Tensor, target: Tensor, progress: float) -> dict[str, Tensor]:
-        ce = functional.cross_entropy(self.model(x), target, label_smoothing=self.label_smoothing)
+        ce = functional.cross_entropy(self.work(x), target, label_smoothing=self.label_smoothing)
         return {"loss": ce, "ce": ce}
 
     def networks(self) -> dict[str, Network]:
         return {"large": self.model}
+
+    @property
+    def core(self) -> nn.Module:
+        return self.model
 
     @property
     def large(self) -> nn.Module:
@@ -86,11 +108,15 @@ class TwinTask(Task):
         self.twin, self.options = twin, options
 
     def forward(self, x: Tensor, target: Tensor, progress: float) -> dict[str, Tensor]:
-        large, small = self.twin(x)
+        large, small = self.work(x)
         return adjoined_loss(large, small, target, progress, **self.options)
 
     def networks(self) -> dict[str, Network]:
         return {"large": self.twin.large, "small": self.twin.small_forward}
+
+    @property
+    def core(self) -> nn.Module:
+        return self.twin
 
     @property
     def large(self) -> nn.Module:
