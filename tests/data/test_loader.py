@@ -191,3 +191,77 @@ def test_workers_report_broken_pictures():
 def test_an_empty_split_is_refused():
     with pytest.raises(DataError, match="x: the held-out split holds no pictures"):
         make_data("x", numbered(2), numbered(0), ["a", "b"], stamp=[])
+
+
+def test_held_on_the_device_is_held_in_memory_bit_for_bit():
+    train = load_data("digits").train
+    for augment in ("affine", "light", None):
+        made = [
+            make_batches(train, INPUTS, batch_size=64, augment=augment, cache=c, device=torch.device("cpu"))
+            for c in ("memory", "device")
+        ]
+        for mine, theirs in zip(*(epoch(m, seed=1, epoch=2, share=(1, 2)) for m in made), strict=True):
+            assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize(("free", "moved"), [(2 * 21 * 256, True), (2 * 21 * 256 - 2, False)])
+def test_a_device_without_room_is_left_alone(monkeypatch, free, moved):
+    from adjoined.data import loader
+
+    monkeypatch.setattr(loader, "_free_bytes", lambda device: free)
+    options = {"batch_size": 8, "cache": "device", "device": torch.device("meta")}
+    if moved:
+        made = make_batches(numbered(21), INPUTS, **options)
+    else:
+        with pytest.warns(
+            UserWarning, match="--cache device: 21 pictures take .* GiB free on meta; they stay"
+        ):
+            made = make_batches(numbered(21), INPUTS, **options)
+    assert made.pixels is not None
+    assert (made.pixels.device.type == "meta") == moved
+
+
+def test_a_policy_of_timm_is_not_for_the_device():
+    with pytest.warns(UserWarning, match="--cache device has no effect: --augment rand-m9 works on one"):
+        made = make_batches(
+            numbered(4), INPUTS, batch_size=2, augment="rand-m9", cache="device", device=torch.device("cpu")
+        )
+    assert made.pixels is None
+
+
+@pytest.mark.parametrize("cache", ["memory", "none"])
+def test_repeated_augmentation(cache):
+    """Each picture comes three times in a row, each time otherwise; timm's sampler agrees on who, how often."""
+    made = make_batches(
+        load_data("digits").train, INPUTS, batch_size=16, augment="affine", cache=cache, repeats=3
+    )
+    once = make_batches(load_data("digits").train, INPUTS, batch_size=16, augment="affine", cache=cache)
+    assert len(made) == len(once)
+    cut = [x for x, _ in zip(batches(made, seed=1), range(6), strict=False)]
+    x, y = (torch.cat(part) for part in zip(*cut, strict=True))
+    assert torch.equal(y[::3], y[1::3])
+    assert torch.equal(y[::3], y[2::3])
+    triples = x.unflatten(0, (-1, 3)).flatten(2)
+    assert (triples[:, 0] != triples[:, 1]).any(1).all()
+    assert (triples[:, 1] != triples[:, 2]).any(1).all()
+    # Two processes share them out, and a resumed epoch is the end of the whole one.
+    for skip, share in ((0, (0, 2)), (0, (1, 2)), (4, (1, 2))):
+        part = [
+            x for x, _ in zip(batches(made, seed=1, skip=skip, share=share), range(6 - skip), strict=False)
+        ]
+        for (mine, labels), (whole, all_labels) in zip(part, cut[skip:], strict=True):
+            assert torch.equal(mine, whole[share[0] :: 2])
+            assert torch.equal(labels, all_labels[share[0] :: 2])
+
+
+def test_repeats_follow_timms_sampler():
+    """The same counts as RepeatAugSampler: 512 pictures an epoch, of which a third are seen three times."""
+    from timm.data.distributed_sampler import RepeatAugSampler
+
+    made = make_batches(numbered(512), INPUTS, batch_size=64, augment="affine", repeats=3)
+    mine = torch.cat([y for _, y in batches(made, seed=1)])
+    theirs = torch.tensor(list(RepeatAugSampler(range(512), num_replicas=1, rank=0, num_repeats=3)))
+    assert len(mine) == len(theirs) == 512
+    for numbers_ in (mine, theirs):
+        assert numbers_.unique(return_counts=True)[1].sort().values.tolist() == [2] + [3] * 170
+        assert torch.equal(numbers_[:510:3], numbers_[2:510:3])

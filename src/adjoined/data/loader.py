@@ -1,4 +1,4 @@
-"""Pictures → normalised batches: decoded once and kept in memory where small, else read by workers."""
+"""Pictures → normalised batches: decoded once and kept in memory, or on the device, where small, else read by workers."""
 
 import math
 import random
@@ -23,7 +23,7 @@ from adjoined.errors import DataError
 
 __all__ = ["Batches", "Cache", "batches", "check_bad", "make_batches", "some_pictures"]
 
-Cache = Literal["auto", "memory", "none"]
+Cache = Literal["auto", "device", "memory", "none"]
 
 # `auto` holds pictures in memory up to this many bytes a split (uint8), …
 CACHE_BYTES = 2**30
@@ -41,8 +41,9 @@ DECODE_ALONE = 4000
 class Batches:
     """One split, ready to be cut into batches: see `batches`.
 
-    `pixels` is None or all pictures (N, channels, height, width) uint8. `bad` (N,) bool marks those that
-    failed to decode, in memory that the workers share.
+    `pixels` is None or all pictures (N, channels, height, width) uint8, in memory or on an accelerator, where they
+    are then augmented too. `bad` (N,) bool marks those that failed to decode, in memory that the workers share.
+    `repeats`: how often a picture of training comes in a row, each time changed otherwise.
     """
 
     images: Images
@@ -54,6 +55,7 @@ class Batches:
     bad: torch.Tensor
     workers: int
     train: bool
+    repeats: int = 1
 
     def __len__(self) -> int:
         """Batches an epoch. A last, smaller one is left out of training."""
@@ -70,18 +72,32 @@ def make_batches(
     mirror: bool = True,
     cache: Cache = "auto",
     workers: int = 0,
+    repeats: int = 1,
+    device: torch.device | None = None,
 ) -> Batches:
     """Batches of one split; `augment` (see `AUGMENTATIONS`) makes it training: shuffled and changed.
+
+    `device`: where `cache="device"` holds the pictures; where they do not fit they stay in memory, with a warning.
+    `repeats`: see `Batches`; an epoch keeps its length and shows that many times fewer pictures (repeated
+    augmentation, Hoffer et al. 2020, arXiv 1901.09335, in timm's order).
 
     Raises `DataError` for an unknown augmentation, or when more than 1 % of the pictures do not decode.
     """
     family = None if augment is None else geometry(augment, mirror=mirror)
     bad = torch.zeros(len(images), dtype=torch.bool).share_memory_()
-    made = Batches(images, inputs, batch_size, family, mirror, None, bad, workers, augment is not None)
+    train = augment is not None
+    made = Batches(
+        images, inputs, batch_size, family, mirror, None, bad, workers, train, repeats if train else 1
+    )
     # timm's policies work on a picture, not on a batch.
     by_batch = cache != "none" and not isinstance(family, str)
-    if by_batch and (cache == "memory" or _worth_holding(images, inputs)):
-        return _hold(made)
+    if cache == "device" and not by_batch:
+        warnings.warn(
+            f"--cache device has no effect: --augment {augment} works on one picture at a time", stacklevel=2
+        )
+    if by_batch and (cache in ("device", "memory") or _worth_holding(images, inputs)):
+        made = _hold(made)
+        return _on_device(made, device) if cache == "device" and device is not None else made
     return made
 
 
@@ -99,9 +115,12 @@ def batches(
     generator = torch.Generator().manual_seed(drawn)
     held = made.pixels is not None
     changes = made.train and held and isinstance(made.augment, Geometry)
-    draws = torch.rand(len(made.images), DRAWS, generator=generator) if changes else None
+    numbers = len(made.images) * made.repeats  # of what is drawn: a picture's copies have draws of their own
+    draws = torch.rand(numbers, DRAWS, generator=generator) if changes else None
     rows = _Rows(made, draws, drawn)
     order = RandomSampler(rows, generator=generator) if made.train else SequentialSampler(rows)
+    if made.repeats > 1:
+        order = _Repeated(order, made.repeats, len(made.images))
     return DataLoader(
         rows,
         batch_sampler=_Cut(order, made.batch_size, len(made), skip, share),
@@ -120,6 +139,17 @@ def check_bad(made: Batches) -> None:
             f"{failed} of {len(made.bad)} pictures do not decode, more than {MAX_BAD:.0%}; "
             f"the first is {example}: repair or remove them"
         )
+
+
+class _Repeated(Sampler[int]):
+    """Each row, and its copies behind it, as row + k · rows; timm's RepeatAugSampler before it is cut to length."""
+
+    def __init__(self, order: Sampler[int], repeats: int, rows: int) -> None:
+        self.order, self.repeats, self.rows = order, repeats, rows
+
+    def __iter__(self) -> Iterator[int]:
+        for row in self.order:
+            yield from range(row, row + self.repeats * self.rows, self.rows)
 
 
 class _Cut(Sampler[list[int]]):
@@ -164,18 +194,24 @@ class _Rows(Dataset):
             with _generators_kept():
                 kept, pixels = _decode(made, rows, self.transform, self._draw_for)
         else:
-            kept, pixels = list(rows), made.pixels[list(rows)]
+            kept = list(rows)
+            pixels = made.pixels[_pictures(made, kept).to(made.pixels.device)]
         x = pixels.float() / 255
         if self.draws is not None and isinstance(made.augment, Geometry):
             x = warp(x, self.draws[kept], made.augment)
-        return normalize(x, made.inputs), made.images.labels[kept]
+        return normalize(x, made.inputs), made.images.labels[_pictures(made, kept)]
 
     def _draw_for(self, row: int) -> None:
-        """Let the augmentation of a picture depend on nothing but the epoch and the picture."""
+        """Let the augmentation of a picture, or a copy of it, depend on nothing but the epoch and the picture."""
         seed = (self.drawn * 1_000_003 + row) % 2**63
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002 — timm's policies draw from it
         torch.default_generator.manual_seed(seed)
+
+
+def _pictures(made: Batches, rows: Sequence[int]) -> torch.Tensor:
+    """The pictures that rows stand for: a row itself, or that which it is a copy of."""
+    return torch.tensor(rows, dtype=torch.long) % len(made.images)
 
 
 class _Decoded(Dataset):
@@ -211,11 +247,12 @@ def _decode(
 ) -> tuple[list[int], torch.Tensor]:
     """The rows that decode and their pixels (B, channels, height, width) uint8; the others are marked bad."""
     kept, pixels = [], [torch.empty(0, made.inputs.channels, *made.inputs.size, dtype=torch.uint8)]
-    for i in rows:
-        before(i)
+    for row in rows:
+        before(row)
+        i = row % len(made.images)
         try:
             pixels.append(transform(made.images.read(i)).unsqueeze(0))
-            kept.append(i)
+            kept.append(row)
         except UNREADABLE as error:
             new, made.bad[i] = not made.bad[i], True
             if new and int(made.bad.sum()) <= NAMED:
@@ -242,6 +279,25 @@ def _hold(made: Batches) -> Batches:
     read, name = (partial(_renumbered, f, tuple(kept)) for f in (made.images.read, made.images.name))
     images = replace(made.images, labels=made.images.labels[kept], read=read, name=name)
     return replace(made, images=images, pixels=pixels[: len(kept)])
+
+
+def _on_device(made: Batches, device: torch.device) -> Batches:
+    """The pictures held on `device`, if that leaves at least as much room to training; else as they are."""
+    assert made.pixels is not None
+    room = _free_bytes(device)
+    if room is not None and made.pixels.nbytes > room // 2:
+        warnings.warn(
+            f"--cache device: {len(made.images):,} pictures take {made.pixels.nbytes / 2**30:.2f} GiB, more than half of the "
+            f"{room / 2**30:.2f} GiB free on {device}; they stay in memory",
+            stacklevel=3,
+        )
+        return made
+    return replace(made, pixels=made.pixels.to(device))
+
+
+def _free_bytes(device: torch.device) -> int | None:
+    """Free memory of an accelerator; None for a CPU, whose memory holds the pictures already."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
 
 
 def _renumbered(of: Callable[[int], Any], rows: Sequence[int], i: int) -> Any:

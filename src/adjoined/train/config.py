@@ -19,17 +19,17 @@ __all__ = ["FREE_ON_RESUME", "CompressConfig", "check_config", "load_config", "s
 
 # What a resumed run may change: where and how fast it runs, never what it computes.
 FREE_ON_RESUME = frozenset(
-    "out device workers cache shard log_seconds resume checkpoint_steps keep_checkpoints".split()
+    "out device workers cache shard compile log_seconds resume checkpoint_steps keep_checkpoints".split()
 )
 
 
-Cache = Literal["auto", "memory", "none"]
+Cache = Literal["auto", "device", "memory", "none"]
 Device = Literal["auto", "cpu", "cuda"]
 Backend = Literal["eager", "onnxruntime", "openvino"]
 Noise = Literal["gumbel", "normal", "none"]
 Order = Literal["activation", "taylor", "magnitude", "none"]
 Per = Literal["block", "axis"]
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "tf32", "bf16"]
 Schedule = Literal["cosine", "constant"]
 Scope = Literal["inner", "full"]
 # What only a search reads.
@@ -62,7 +62,13 @@ class CompressConfig:
     augment: Annotated[str, "auto (by the data), none, light, affine, or a timm policy (rand-m9-mstd0.5)"] = (
         "auto"
     )
-    cache: Annotated[Cache, "hold decoded pictures in memory; auto: small ones, up to 1 GiB a split"] = "auto"
+    repeats: Annotated[
+        int, "times a picture comes in a row, each time changed otherwise; epochs keep their length"
+    ] = 1
+    cache: Annotated[
+        Cache,
+        "hold decoded pictures: in memory, or on the device; auto: small ones in memory, up to 1 GiB a split",
+    ] = "auto"
     workers: Annotated[int, "processes that decode pictures"] = 2
 
     alpha: Annotated[
@@ -156,10 +162,13 @@ class CompressConfig:
 
     seed: Annotated[int, "seed of the weights, the order of the data and augmentation"] = 0
     device: Annotated[Device, "where to train; auto: the accelerator if there is one"] = "auto"
-    precision: Annotated[Precision, "auto: bf16 where the device has it, fp32 on CPU"] = "auto"
+    precision: Annotated[
+        Precision, "auto: bf16 where the device has it, fp32 on CPU; tf32: fp32 with short products on a GPU"
+    ] = "auto"
     shard: Annotated[
         bool, "of several processes each keeps a part of weights and optimizer state (FSDP2)"
     ] = False
+    compile: Annotated[bool, "run the networks of each training step by torch.compile"] = False
     log_seconds: Annotated[float, "seconds between lines of progress where the output is no terminal"] = 20.0
 
     checkpoint_steps: Annotated[
@@ -203,6 +212,7 @@ def check_config(config: CompressConfig) -> CompressConfig:
         ("img_size", 1),
         ("checkpoint_steps", 1),
         ("accumulate", 1),
+        ("repeats", 1),
         ("keep_checkpoints", 1),
     ):
         value = getattr(config, name)
@@ -251,6 +261,10 @@ def _check_training(config: CompressConfig) -> None:
     for name in ("erasing", "ramp"):
         if not 0 <= getattr(config, name) <= 1:
             raise AdjoinedError(f"--{name} is {getattr(config, name)}; it must be a share in [0, 1]")
+    if config.repeats > 1 and config.augment == "none":
+        raise AdjoinedError(
+            f"--repeats {config.repeats} repeats pictures changed each time; --augment none changes none"
+        )
     for name in ("ema", "layer_decay"):
         value = getattr(config, name)
         if value is not None and not 0 < value < 1:

@@ -1,5 +1,6 @@
 """Which devices train, and what their processes have to agree on."""
 
+import warnings
 from typing import Any
 
 import torch
@@ -26,9 +27,16 @@ LOOK_EVERY = 20
 
 
 def make_accelerator(device: str, precision: str) -> Accelerator:
-    """accelerate's view of `device` (see `pick_device`) and `precision` (auto, fp32, bf16)."""
+    """accelerate's view of `device` (see `pick_device`) and `precision` (auto, fp32, tf32, bf16).
+
+    On a GPU all but fp32 let products of float32 matrices round their factors to TF32, for the whole process.
+    """
     on_cuda = pick_device(device).type == "cuda"
     bf16 = precision == "bf16" or (precision == "auto" and on_cuda and torch.cuda.is_bf16_supported())
+    if on_cuda:
+        torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
+    elif precision == "tf32":
+        warnings.warn("--precision tf32 has no effect on a CPU", stacklevel=2)
     # Gates that wait, and networks with parameters that nothing reads, leave gradients out.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     return Accelerator(

@@ -2,8 +2,9 @@
 
 import sys
 import time
+import warnings
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -81,6 +82,8 @@ def _start(task: Task, phase: Phase, setting: Setting) -> Course:
     config, accelerator = setting.config, setting.accelerator
     if config.shard and accelerator.num_processes > 1:
         shard(task, accelerator)
+    if config.compile:
+        _compile(task, phase)
     groups: Any = task.groups(config.weight_decay, config.layer_decay) or task
     # torch's own, and fused, has its verdict on a step from the guard without a word to the host.
     fused: dict[str, Any] = (
@@ -182,7 +185,7 @@ def _gradient(
     pieces = list(zip(x.chunk(config.accumulate), target.chunk(config.accumulate), strict=True))
     for i, (some, labels) in enumerate(pieces, 1):
         part = len(labels) / len(target)
-        with accelerator.no_sync(course.task) if i < len(pieces) else nullcontext():
+        with _told_in_a_line(), accelerator.no_sync(course.task) if i < len(pieces) else nullcontext():
             losses = course.task(some, labels, progress)
             accelerator.backward(losses["loss"] * part * weight)
         for name, loss in losses.items():
@@ -256,6 +259,30 @@ def _give_up(course: Course, step: int) -> None:
         f"{course.phase.name} step {step}: the loss of {IN_A_ROW} steps in a row is no number; none of them was taken, "
         f"the last good checkpoint is {newest or 'not there yet'}; start anew with a lower --lr, or with --clip-grad"
     )
+
+
+def _compile(task: Task, phase: Phase) -> None:
+    if task.core is None:
+        warnings.warn(
+            f"--compile has no effect on the {phase.name}: its steps change what they run", stacklevel=2
+        )
+    else:
+        task.compile_core()
+
+
+@contextmanager
+def _told_in_a_line() -> Iterator[None]:
+    """An error of torch.compile, which comes at the first step, as one that says what to do."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not type(error).__module__.startswith(("torch._dynamo.", "torch._inductor.")):
+            raise
+        cause = getattr(error, "inner_exception", error)
+        reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+        raise AdjoinedError(
+            f"--compile: torch.compile cannot do it here: {reason}; go on without it: --resume --no-compile"
+        ) from error
 
 
 def _scheduler(optimizer: torch.optim.Optimizer, phase: Phase, setting: Setting) -> Scheduler:

@@ -55,7 +55,7 @@ def compare_answers(
             distance = (shares["large"] - shares["small"]).abs().sum(-1) / 2
             for i in distance.topk(min(PICTURES, len(distance))).indices.tolist():
                 answers = (int(target[i]), int(taken["large"][i]), int(taken["small"][i]))
-                worst.append((float(distance[i]), x[i], *answers))
+                worst.append((float(distance[i]), x[i].cpu(), *answers))
             worst = sorted(worst, key=lambda row: -row[0])[:PICTURES]
             seen += len(target)
             if seen >= LIMIT:

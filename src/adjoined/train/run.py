@@ -152,14 +152,15 @@ def evaluate(
     run = finished_run(folder)
     found = load_data(data or run.config.data)
     _check_classes(found, run.inputs["classes"])
+    where = pick_device(device)
     made = make_batches(
         found.validation,
         run.spec,
         batch_size=batch_size or run.config.batch_size,
         cache=run.config.cache,
         workers=workers,
+        device=where,
     )
-    where = pick_device(device)
     net = run.net.to(where).eval()
     score = top1({"small": net}, made, where)["small"]
     return {
@@ -214,9 +215,16 @@ def make_loaders(data: ImageData, inputs: InputSpec, config: CompressConfig) -> 
         "batch_size": config.batch_size,
         "cache": config.cache,
         "workers": config.workers,
+        "device": pick_device(config.device),
     }
-    train = make_batches(data.train, inputs, augment=config.augment, mirror=data.mirror, **options)
-    return train, make_batches(data.validation, inputs, **options)
+    changes: dict[str, Any] = {
+        "augment": config.augment,
+        "mirror": data.mirror,
+        "repeats": config.repeats,
+    }
+    return make_batches(data.train, inputs, **changes, **options), make_batches(
+        data.validation, inputs, **options
+    )
 
 
 def _headline(setting: Setting, data: ImageData, axes: Axes, plans: Sequence[Plan]) -> str:

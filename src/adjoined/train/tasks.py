@@ -24,6 +24,23 @@ class Task(nn.Module):
     done, in [0, 1). A task's parameters and buffers are all that a checkpoint has to hold of it.
     """
 
+    compiled: Callable[..., Any] | None = None
+
+    @property
+    def core(self) -> nn.Module | None:
+        """The module that a step calls once, by `work`, and that holds nearly all of its time; None: there is none."""
+        return None
+
+    def work(self, x: Tensor) -> Any:
+        """What `core` makes of x, compiled if `compile_core` was called."""
+        assert self.core is not None
+        return self.core(x) if self.compiled is None else self.compiled(x)
+
+    def compile_core(self) -> None:
+        """From now on steps run `core` by torch.compile; evaluation, and whoever else calls it, does not."""
+        assert self.core is not None
+        self.compiled = torch.compile(self.core.forward)
+
     def networks(self) -> dict[str, Network]:
         """The networks to evaluate, by name, each x → logits (B, classes)."""
         raise NotImplementedError
@@ -70,11 +87,15 @@ class LabelTask(Task):
         self.model, self.label_smoothing = model, label_smoothing
 
     def forward(self, x: Tensor, target: Tensor, progress: float) -> dict[str, Tensor]:
-        ce = functional.cross_entropy(self.model(x), target, label_smoothing=self.label_smoothing)
+        ce = functional.cross_entropy(self.work(x), target, label_smoothing=self.label_smoothing)
         return {"loss": ce, "ce": ce}
 
     def networks(self) -> dict[str, Network]:
         return {"large": self.model}
+
+    @property
+    def core(self) -> nn.Module:
+        return self.model
 
     @property
     def large(self) -> nn.Module:
@@ -92,7 +113,7 @@ class TwinTask(Task):
         self.twin, self.names, self.options = twin, tuple(names), options
 
     def forward(self, x: Tensor, target: Tensor, progress: float) -> dict[str, Tensor]:
-        large, *smalls = self.twin(x)
+        large, *smalls = self.work(x)
         parts = [adjoined_loss(large, small, target, progress, **self.options) for small in smalls]
         if len(parts) == 1:
             return parts[0]
@@ -115,6 +136,10 @@ class TwinTask(Task):
         if groups is not None and own:
             groups.append({"params": own, "weight_decay": 0.0})
         return groups
+
+    @property
+    def core(self) -> nn.Module:
+        return self.twin
 
     @property
     def large(self) -> nn.Module:
