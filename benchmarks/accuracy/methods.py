@@ -198,6 +198,7 @@ DIALS: dict[str, Facts] = {
     "kl-2": {"kl_weight": 2.0},
     "own-norms": {"twin": {"own": "norms"}},
     "own-vectors": {"twin": {"own": "vectors"}},
+    "own-all": {"detach_large": True, "ramp": 0.0, "small_ce": 1.0, "twin": {"own": "all"}},
     "all": {"detach_large": True, "ramp": 0.0, "small_ce": 0.5, "twin": {"own": "vectors"}},
 }
 METHODS |= {f"an-{name}": Method("a", f"AN, {name}", partial(adjoined, **o)) for name, o in DIALS.items()}

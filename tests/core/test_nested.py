@@ -58,11 +58,11 @@ def test_bad_input(known, plans):
         adjoined.Nested(known.model, [], axes=known.axes)
     with pytest.raises(adjoined.AdjoinedError, match="draw is 'some'; legal are all and one"):
         adjoined.Nested(known.model, plans, axes=known.axes, draw="some")  # type: ignore[arg-type]
-    with pytest.raises(adjoined.AdjoinedError, match="own is 'all'; legal are none, norms and vectors"):
-        adjoined.Adjoined(known.model, plans[1], axes=known.axes, own="all")  # type: ignore[arg-type]
+    with pytest.raises(adjoined.AdjoinedError, match="own is 'some'; legal are none, norms, vectors and all"):
+        adjoined.Adjoined(known.model, plans[1], axes=known.axes, own="some")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("own", ["norms", "vectors"])
+@pytest.mark.parametrize("own", ["norms", "vectors", "all"])
 def test_own_parameters_start_as_slices_and_then_go_their_way(known, plans, own, tmp_path):
     model = copy.deepcopy(known.model)
     shared = adjoined.Adjoined(model, plans[1], axes=known.axes).eval()
@@ -70,11 +70,10 @@ def test_own_parameters_start_as_slices_and_then_go_their_way(known, plans, own,
     x = known.example
     assert torch.equal(twin(x)[1], shared(x)[1])
     names = [n for n, _ in twin.small_parameters.named_parameters()]
-    wanted = {n.replace(".", "__") for n, p in model.named_parameters() if p.squeeze().ndim <= 1}
-    assert set(names) <= wanted
-    assert (set(names) == wanted) == (own == "vectors")
-    assert any("norm" in n for n in names)
-    assert all("norm" in n or "mlp" not in n for n in names) or own == "vectors"
+    vectors = {n.replace(".", "__") for n, p in model.named_parameters() if p.squeeze().ndim <= 1}
+    everything = {n.replace(".", "__") for n, _ in model.named_parameters()}
+    norms = {n for n in vectors if "norm" in n}
+    assert set(names) == {"norms": norms, "vectors": vectors, "all": everything}[own]
     before = shared(x)[1]
     with torch.no_grad():
         for p in twin.small_parameters.parameters():

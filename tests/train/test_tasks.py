@@ -49,6 +49,18 @@ def test_nested_networks_share_one_loss(twin):
     assert torch.equal(task.networks()["small-1"](X), smalls[1])
 
 
+def test_a_frozen_large_network_only_teaches(twin):
+    task = TwinTask(
+        Adjoined(twin.large, twin.plan, axes=twin.axes, own="all"), freeze_large=0.5, small_ce=1.0
+    )
+    for progress, learns in ((0.4, False), (0.5, True)):
+        task.zero_grad()
+        task(X, Y, progress)["loss"].backward()
+        assert all(p.grad is not None for p in task.twin.small_parameters.parameters())
+        assert all((p.grad is not None) == learns for p in twin.large.parameters())
+    twin.zero_grad()
+
+
 def test_own_parameters_are_trained_with_layer_decay_too(twin):
     own = Adjoined(twin.large, twin.plan, axes=twin.axes, own="vectors")
     groups = TwinTask(own).groups(0.05, 0.5)

@@ -17,7 +17,7 @@ from adjoined.errors import AdjoinedError, PlanError
 
 __all__ = ["Adjoined", "Own", "changed_buffers"]
 
-Own = Literal["none", "norms", "vectors"]
+Own = Literal["none", "norms", "vectors", "all"]
 NORMALISATIONS = ("layer_norm", "batch_norm", "group_norm", "instance_norm", "rms_norm")
 
 
@@ -35,7 +35,8 @@ class Adjoined(nn.Module):
         example: inputs to find the axes with, where neither is at hand.
         check: prove on the example input that the small network is the large one with the dropped entries masked.
         own: parameters that the small network has of its own, starting as slices of the large one's: none of them,
-            those of normalisations (as slimmable networks do, Yu et al. 2019), or all vectors (biases, gains, scales).
+            those of normalisations (as slimmable networks do, Yu et al. 2019), vectors (biases, gains, scales), or all:
+            then nothing is shared, and what joins the two networks is their loss.
 
     Raises:
         PlanError: the plan is another model's, or cuts nothing that exists.
@@ -144,10 +145,10 @@ def _own_parameters(model: nn.Module, axes: Axes, own: str) -> list[str]:
     """Names of the parameters that `own` gives the small network, each tensor once."""
     if own == "none":
         return []
-    if own == "vectors":
-        return [n for n, p in model.named_parameters() if p.squeeze().ndim <= 1]
+    if own in ("vectors", "all"):
+        return [n for n, p in model.named_parameters() if own == "all" or p.squeeze().ndim <= 1]
     if own != "norms":
-        raise AdjoinedError(f"own is {own!r}; legal are none, norms and vectors")
+        raise AdjoinedError(f"own is {own!r}; legal are none, norms, vectors and all")
     read = {
         graph.stored[arg.name].key(axes.aliases)
         for graph in axes.capture.graphs.values()

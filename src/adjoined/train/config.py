@@ -148,8 +148,11 @@ class CompressConfig:
         float, "share of training in which λ(t) = min((t / ramp)², 1) rises; 0: 1 from the start"
     ] = 0.5
     own: Annotated[
-        Own, "parameters the small network has of its own: none, norms, or vectors (biases and gains too)"
+        Own, "parameters the small network has of its own: none, norms, vectors (biases and gains too) or all"
     ] = "none"
+    freeze_large: Annotated[
+        float, "share of training in which the large network teaches alone: it gets no gradient itself"
+    ] = 0.0
     label_smoothing: Annotated[float, "share of the target given to all classes alike, 0 to 1"] = 0.0
 
     mixup: Annotated[float, "α of mixup's Beta(α, α): two pictures are blended; 0: off"] = 0.0
@@ -258,9 +261,11 @@ def _check_training(config: CompressConfig) -> None:
         raise AdjoinedError(
             f"--mixup and --cutmix pair pictures; --batch-size {config.batch_size} must be even"
         )
-    for name in ("erasing", "ramp"):
+    for name in ("erasing", "ramp", "freeze_large"):
         if not 0 <= getattr(config, name) <= 1:
-            raise AdjoinedError(f"--{name} is {getattr(config, name)}; it must be a share in [0, 1]")
+            raise AdjoinedError(
+                f"--{name.replace('_', '-')} is {getattr(config, name)}; it must be a share in [0, 1]"
+            )
     if config.repeats > 1 and config.augment == "none":
         raise AdjoinedError(
             f"--repeats {config.repeats} repeats pictures changed each time; --augment none changes none"

@@ -129,7 +129,8 @@ def _compress(
     twin = (
         Nested(model, plans, draw=config.draw, **options) if several else Adjoined(model, *plans, **options)
     )
-    task = TwinTask(twin, size_names(config.alphas) or [SMALL], **config.loss_options)
+    names = size_names(config.alphas) or [SMALL]
+    task = TwinTask(twin, names, config.freeze_large, **config.loss_options)
     phase = Phase("adjoined", 2, config.epochs, lr, judged_by=SMALL)
     for row in fit(task, phase, setting, state=state):
         append_metrics(folder, row)

@@ -105,15 +105,24 @@ class LabelTask(Task):
 class TwinTask(Task):
     """The adjoined loss of a twin, or its mean over nested small networks; `options` are those of `adjoined_loss`.
 
-    The small networks are called small, and by the names in `names` from the second on.
+    The small networks are called small, and by the names in `names` from the second on. `freeze_large`: share of the
+    phase in which no gradient flows through the large network's output, so that it only teaches.
     """
 
-    def __init__(self, twin: Adjoined | Nested, names: Sequence[str] = ("small",), **options: Any) -> None:
+    def __init__(
+        self,
+        twin: Adjoined | Nested,
+        names: Sequence[str] = ("small",),
+        freeze_large: float = 0.0,
+        **options: Any,
+    ) -> None:
         super().__init__()
-        self.twin, self.names, self.options = twin, tuple(names), options
+        self.twin, self.names, self.freeze_large, self.options = twin, tuple(names), freeze_large, options
 
     def forward(self, x: Tensor, target: Tensor, progress: float) -> dict[str, Tensor]:
         large, *smalls = self.work(x)
+        if progress < self.freeze_large:
+            large = large.detach()
         parts = [adjoined_loss(large, small, target, progress, **self.options) for small in smalls]
         if len(parts) == 1:
             return parts[0]
