@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -52,8 +53,11 @@ def top1(
     return {name: 100.0 * int(total(hits)) / judged for name, hits in right.items()}
 
 
-def judge(networks: Mapping[str, Network], setting: Setting) -> dict[str, float]:
-    """Top-1 in percent of each network on the held-out pictures of a run, shared out among the processes."""
+def judge(networks: Mapping[str, Network], setting: Setting, **options: Any) -> dict[str, float]:
+    """Top-1 in percent of each network on the held-out pictures of a run, shared out among the processes.
+
+    `options`: autocast and watch, as `top1` takes them.
+    """
     accelerator = setting.accelerator
     return top1(
         networks,
@@ -61,4 +65,5 @@ def judge(networks: Mapping[str, Network], setting: Setting) -> dict[str, float]
         accelerator.device,
         share=share(accelerator),
         total=partial(total, accelerator=accelerator),
+        **options,
     )

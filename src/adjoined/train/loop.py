@@ -19,7 +19,7 @@ from adjoined.data import batches, check_bad
 from adjoined.errors import AdjoinedError
 from adjoined.train.average import Average
 from adjoined.train.devices import agreed, share, total, weight_of
-from adjoined.train.evaluate import top1
+from adjoined.train.evaluate import judge
 from adjoined.train.guard import IN_A_ROW, Guard, StopSignal, is_number, stop_signals
 from adjoined.train.mixing import make_change
 from adjoined.train.phase import Course, Phase, Row, Setting, Tally, restore, save
@@ -219,21 +219,13 @@ def _scores(course: Course, display: Display, stop: StopSignal) -> dict[str, flo
 
     accelerator = course.setting.accelerator
     plain: Task = course.plain.eval()
-    judge = partial(
-        top1,
-        made=course.setting.validation,
-        device=accelerator.device,
-        autocast=lambda: accelerator.autocast(),
-        watch=watch,
-        share=share(accelerator),
-        total=partial(total, accelerator=accelerator),
-    )
+    asked = partial(judge, setting=course.setting, autocast=accelerator.autocast, watch=watch)
     try:
         with gathered(plain):
-            scores = {f"top1_{name}": score for name, score in judge(plain.networks()).items()}
+            scores = {f"top1_{name}": score for name, score in asked(plain.networks()).items()}
         if course.average is not None:
             with course.average.in_place(), gathered(plain):
-                scores |= {f"top1_{name}_ema": score for name, score in judge(plain.networks()).items()}
+                scores |= {f"top1_{name}_ema": score for name, score in asked(plain.networks()).items()}
     except InterruptedError:
         return None
     return scores
