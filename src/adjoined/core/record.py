@@ -3,7 +3,7 @@
 `torch.export` spends most of its time on fake tensors and symbolic sizes. A run on meta tensors costs a tenth of it and
 shows the same operators, above autograd and before any is decomposed. What a size owes to the batch is found by two
 runs with different batches (`adjoined.core.symbolic`). What a run cannot vouch for raises `Refused`: a tensor of
-unknown origin, a branch on values, autocast, a hook of autograd.
+unknown origin, a branch on values, autocast, a function with a gradient of its own.
 """
 
 import contextlib
@@ -124,9 +124,9 @@ class _Recorder(_PreDispatchMode):
         self.device, self.names = device, names
         self.trace = Trace()
         self.modules = [""]
-        self.refs = (
-            WeakTensorKeyDictionary()
-        )  # weak: PyTorch copies what a factory made if others hold it, too
+        self.grad = True  # as the model set it
+        # weak, because PyTorch copies what a factory made if others hold it, too
+        self.refs = WeakTensorKeyDictionary()
         self._lifted: dict[int, Tensor] = {}
 
     @contextlib.contextmanager
@@ -137,7 +137,7 @@ class _Recorder(_PreDispatchMode):
             torch.enable_grad(),
             torch.backends.cudnn.flags(enabled=False),  # operators take it as an argument
             self.following(),
-            _Devices(self.device),
+            _Watch(self),
             torch._C._EnablePythonDispatcher(),
             self,
         ):
@@ -177,6 +177,8 @@ class _Recorder(_PreDispatchMode):
             return ref
         if isinstance(value, (list, tuple)):
             return [self.note(v) for v in value]
+        if isinstance(value, torch.device) and value.type == "meta":  # PyTorch asked the tensor itself
+            return self.device
         if value is None or isinstance(value, PLAIN):
             return value
         raise Refused(f"a {type(value).__name__}")
@@ -193,6 +195,8 @@ class _Recorder(_PreDispatchMode):
         kwargs = kwargs or {}
         if not isinstance(func, torch._ops.OpOverload) or torch.is_autocast_enabled(self.device.type):
             raise Refused(str(func))
+        if torch.is_grad_enabled() != self.grad:  # inside an autograd.Function
+            raise Refused("a function with a gradient of its own")
         noted = tuple(self.note(a) for a in args)
         named = {k: self.note(a) for k, a in kwargs.items()}
         args, kwargs = tuple(self._run(a) for a in args), {k: self._run(a) for k, a in kwargs.items()}
@@ -211,9 +215,7 @@ class _Recorder(_PreDispatchMode):
         for i, o in enumerate(outs):
             if o is not None:
                 self.refs[o] = Ref("step", at, i if many else None)
-        self.trace.steps.append(
-            Step(func, noted, named, values, many, torch.is_grad_enabled(), self.modules[-1], _place())
-        )
+        self.trace.steps.append(Step(func, noted, named, values, many, self.grad, self.modules[-1], _place()))
         return type(out)(outs) if many else outs[0]
 
     @staticmethod
@@ -226,11 +228,12 @@ class _Recorder(_PreDispatchMode):
         return out.detach() if not mutable and any(out is t for t in given) else out
 
 
-class _Devices(TorchFunctionMode):
+class _Watch(TorchFunctionMode):
     """Let the model see the device that its tensors have, and refuse what looks behind the operators."""
 
-    def __init__(self, device: torch.device):
+    def __init__(self, recorder: _Recorder):
         super().__init__()
+        self._recorder, device = recorder, recorder.device
         self._answers: dict[Any, Any] = {
             _getter("device"): device,
             _getter("is_meta"): False,
@@ -244,6 +247,8 @@ class _Devices(TorchFunctionMode):
             return self._answers[func]
         if func in self._refused:
             raise Refused(str(func))
+        if func is torch._C._set_grad_enabled:
+            self._recorder.grad = args[0]
         return func(*args, **(kwargs or {}))
 
 
