@@ -15,8 +15,8 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 import adjoined
-from adjoined.core.capture import Graph, Stored
 from adjoined.core.dims import plain
+from adjoined.core.graph import Graph, Stored
 from adjoined.core.program import shrink
 from adjoined.core.rules import RULES
 from adjoined.core.slicing import make_slicer, mask

@@ -121,7 +121,7 @@ class Axes:
 
 
 def find_axes(model: nn.Module, example: Example) -> Axes:
-    """Find the widths of any model that `torch.export` captures.
+    """Find the widths of any model whose graph can be captured (`adjoined.core.capture`).
 
     Args:
         example: a tensor, a tuple of them or a dict of keyword inputs, as the model's forward takes it, batch first.

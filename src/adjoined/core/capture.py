@@ -1,4 +1,8 @@
-"""Model + example → the graphs of its ATen operators, in eval and in train mode, by `torch.export`."""
+"""Model + example → the graphs of its ATen operators, in eval and in train mode.
+
+They are recorded (`adjoined.core.record`), or captured by `torch.export` where a recording refuses: the same graphs,
+at many times the cost.
+"""
 
 import contextlib
 import logging
@@ -11,13 +15,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from adjoined.core.graph import Graph, Stored
+from adjoined.core.symbolic import record_graph
 from adjoined.errors import CaptureError
 
 __all__ = [
     "Capture",
     "Example",
-    "Graph",
-    "Stored",
     "call_model",
     "capture",
     "flush",
@@ -27,29 +31,6 @@ __all__ = [
 
 Example = Tensor | tuple | list | Mapping[str, Any]
 PRIMES = (61, 67, 71, 73, 83, 89, 101, 103, 107, 109, 113, 127, 131, 137, 139, 149, 151, 157, 163, 167)
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A placeholder that is a tensor of the model: `kind` is parameter, buffer or constant, `name` where it lives."""
-
-    kind: str
-    name: str
-
-    def key(self, aliases: Mapping[str, str]) -> str:
-        """The name under which both graphs know the tensor; constants are a graph's own."""
-        return self.name if self.kind == "constant" else aliases.get(self.name, self.name)
-
-
-@dataclass(frozen=True, eq=False)
-class Graph:
-    """One captured graph. Its placeholders are the stored tensors and the model's inputs, all as tensors."""
-
-    fx: fx.Graph
-    stored: Mapping[str, Stored]
-    inputs: tuple[str, ...]
-    out_spec: pytree.TreeSpec
-    constants: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,10 +92,11 @@ def capture(model: nn.Module, example: Example) -> Capture:
     with in_eval(model):
         _try(model, given)
         flush(model)
-        graph, batch, dynamic = _export_free(model, given, notes)
+        graph, batch, dynamic = _capture_free(model, given, notes)
         model.train()
         try:
-            train = _export(model, given, batch, dynamic)
+            recorded = _record(model, given, batch) if dynamic else None
+            train = _export(model, given, batch, dynamic) if recorded is None else recorded
         except Exception as error:
             notes.append(
                 f"train mode could not be captured ({_short(error)}): the small network trains with its eval graph, "
@@ -162,14 +144,16 @@ def _try(model: nn.Module, given: Any) -> None:
         ) from error
 
 
-def _export_free(model: nn.Module, given: Any, notes: list[str]) -> tuple[Graph, int, bool]:
-    """Export with a dynamic batch at a prime that no other size shares, or with the fixed batch given."""
+def _capture_free(model: nn.Module, given: Any, notes: list[str]) -> tuple[Graph, int, bool]:
+    """Capture with a dynamic batch at a prime that no other size shares, or with the fixed batch given."""
     numbers = {n for p in (*model.parameters(), *model.buffers()) for n in p.shape}
     numbers |= {n for t in pytree.tree_leaves(given) if isinstance(t, Tensor) for n in t.shape[1:]}
     first: Exception | None = None
     for prime in PRIMES:
         if any(n % prime == 0 for n in numbers if n):
             continue
+        if (recorded := _record(model, given, prime)) is not None:
+            return recorded, prime, True
         try:
             graph = _export(model, given, prime, dynamic=True)
         except Exception as error:
@@ -194,6 +178,15 @@ def _shares(graph: Graph, prime: int) -> bool:
     return any(isinstance(n, int) and n and n % prime == 0 for v in values for n in v.shape)
 
 
+def _record(model: nn.Module, given: tuple[tuple, dict], batch: int) -> Graph | None:
+    """None where the model calls for what only `torch.export` can follow, or for its word that it cannot."""
+    with _quiet():
+        try:
+            return record_graph(model, given, batch)
+        except Exception:
+            return None
+
+
 def _export(model: nn.Module, given: tuple[tuple, dict], batch: int, dynamic: bool) -> Graph:
     leaves = [t for t in pytree.tree_leaves(given) if isinstance(t, Tensor) and t.ndim]
     size = leaves[0].shape[0]
@@ -202,7 +195,7 @@ def _export(model: nn.Module, given: tuple[tuple, dict], batch: int, dynamic: bo
     def resize(t: Any) -> Any:
         if not dynamic or not isinstance(t, Tensor) or not t.ndim or t.shape[0] != size:
             return t
-        return t.detach()[torch.arange(batch, device=t.device) % size]
+        return t.new_empty((batch, *t.shape[1:]))  # its values are never read
 
     def dims(t: Any) -> Any:
         return {0: shared} if isinstance(t, Tensor) and t.ndim and t.shape[0] == size else None

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from adjoined.core.axes import Axes
-from adjoined.core.capture import Graph
+from adjoined.core.graph import Graph
 from adjoined.core.plan import Plan
 from adjoined.core.slicing import Kept, is_cut, kept_size
 from adjoined.core.walk import Binding, op_name

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from adjoined.core.axes import Axes, axes_of
-from adjoined.core.capture import Example, Graph
+from adjoined.core.capture import Example
 from adjoined.core.check import check_equal
 from adjoined.core.dims import size
+from adjoined.core.graph import Graph
 from adjoined.core.plan import Plan
 from adjoined.core.program import Network, Program, build_program
 from adjoined.core.slicing import Slicer, make_slicer
