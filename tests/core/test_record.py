@@ -112,7 +112,11 @@ class Remembers(SaysItsBatch):
 
 
 def lines(graph: Graph) -> list[tuple]:
-    """What each node does, by the place of what it takes; a size counts as its number, a slice of all as its tensor."""
+    """What each node does, by the place of what it takes; a size counts as its number.
+
+    A slice of all counts as its tensor, and so does a call for another layout, which `torch.export` leaves out where
+    its fake tensors have that layout already.
+    """
     seen: dict[fx.Node, Any] = {}
     out: list[tuple] = []
     for node in graph.fx.nodes:
@@ -123,7 +127,9 @@ def lines(graph: Graph) -> list[tuple]:
             seen[node] = stored.key({}) if stored else f"input {graph.inputs.index(node.name)}"
         elif node.op == "call_function" and not tensors:
             seen[node] = f"size {hint(value)}"
-        elif node.target is torch.ops.aten.slice.Tensor and node.args[2:] == (0, 2**63 - 1):
+        elif node.target is torch.ops.aten.contiguous.default or (
+            node.target is torch.ops.aten.slice.Tensor and node.args[2:] == (0, 2**63 - 1)
+        ):
             seen[node] = seen[node.args[0]]
         else:
             args = fx.map_arg((node.args, node.kwargs), lambda n: seen[n])
@@ -188,6 +194,18 @@ def test_any_batch_goes_through_a_recorded_graph(batch, training, monkeypatch):
 def test_what_a_recording_cannot_vouch_for_it_refuses(kind):
     with pytest.raises((Refused, RuntimeError)):
         record_graph(kind().eval(), ((torch.randn(3, 4),), {}), PRIME)
+
+
+class LaysOut(SaysItsBatch):
+    """Python returns a tensor itself from `contiguous` if it is, which a meta tensor and a real one may differ in."""
+
+    def forward(self, x):
+        return self.linear(x.contiguous())
+
+
+def test_contiguous_is_recorded_where_there_is_nothing_to_do():
+    graph = record_graph(LaysOut(), ((torch.randn(3, 4),), {}), PRIME)
+    assert torch.ops.aten.contiguous.default in [node.target for node in graph.fx.nodes]
 
 
 def test_another_number_of_inputs_is_no_batch():

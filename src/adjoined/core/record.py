@@ -247,6 +247,8 @@ class _Watch(TorchFunctionMode):
             return self._answers[func]
         if func in self._refused:
             raise Refused(str(func))
+        if func is Tensor.contiguous:  # which Python would skip, going by the layout that meta tensors have
+            return torch.ops.aten.contiguous.default(*args, **(kwargs or {}))
         if func is torch._C._set_grad_enabled:
             self._recorder.grad = args[0]
         return func(*args, **(kwargs or {}))
