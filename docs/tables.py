@@ -49,6 +49,31 @@ def step_time(rows: list[dict[str, Any]]) -> list[Row]:
     ]
 
 
+def throughput(rows: list[dict[str, Any]]) -> list[Row]:
+    head = (
+        "network",
+        "batch",
+        "training",
+        "images/s, median (quartiles)",
+        "GFLOP a step",
+        "MFU",
+        "waiting for data",
+    )
+    return [head] + [
+        (
+            f"{r['model']}, {r['img_size']} px",
+            r["batch"],
+            name,
+            f"{m['images_per_s']['median']:.1f} ({m['images_per_s']['q1']:.1f} to {m['images_per_s']['q3']:.1f})",
+            f"{m['flop'] / 1e9:.1f}",
+            f"{m['mfu']:.0%}",
+            f"{m['data_share']:.1%}",
+        )
+        for r in rows
+        for name, m in r["methods"].items()
+    ]
+
+
 def search_cost(rows: dict[str, Any]) -> list[Row]:
     head = ("step", "CPU ms, median", "times the large one", "MB")
     return [head] + [
@@ -181,6 +206,7 @@ TABLES: dict[str, Callable[[Any], list[Row]]] = {
     made.__name__: made
     for made in (
         step_time,
+        throughput,
         search_cost,
         search_latency,
         deploy_latency,
