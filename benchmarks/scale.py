@@ -34,7 +34,7 @@ import adjoined
 from adjoined.data import input_spec
 from adjoined.train.config import CompressConfig, check_config, load_config
 from adjoined.train.networks import build_model
-from adjoined.train.run import choose_plan
+from adjoined.train.run import choose_plans
 from benchmarks.common import RESULTS
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -86,7 +86,7 @@ def recipe_cost(config: CompressConfig) -> dict[str, Any]:
     inputs = input_spec(model, img_size=config.img_size)
     axes = adjoined.find_axes(model, torch.zeros(2, inputs.channels, *inputs.size))
     large = axes.cost().macs
-    small = large if config.search else axes.cost(choose_plan(axes, config)).macs
+    small = large if config.search else sum(axes.cost(p).macs for p in choose_plans(axes, config))
     epochs = (config.search_epochs or config.epochs) if config.search else config.epochs
     base_epochs = config.base_epochs or 0
     share = config.subset_classes * config.subset_images if config.search else 1.0
