@@ -208,8 +208,8 @@ def test_contiguous_is_recorded_where_there_is_nothing_to_do():
     assert torch.ops.aten.contiguous.default in [node.target for node in graph.fx.nodes]
 
 
-def test_another_number_of_inputs_is_no_batch():
-    """A size that is a multiple of the prime by chance."""
+def test_a_multiple_of_the_prime_that_does_not_follow_the_batch():
+    """It would be taken for the batch: another prime is tried, or torch.export asked."""
     with pytest.raises(Refused, match="does not follow the batch"):
         record_graph(nn.Linear(4, 2 * PRIME), ((torch.randn(3, 4),), {}), PRIME)
 
