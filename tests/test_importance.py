@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 
@@ -140,6 +141,14 @@ def test_what_does_nothing_comes_last(kind):
     assert torch.allclose(small, before, atol=1e-9), (
         "what is cut was unheard, so the small network is the large one"
     )
+
+
+def test_a_model_that_keeps_a_table_of_its_weights_in_eval_mode():
+    torch.manual_seed(0)
+    model = timm.create_model("levit_128s", num_classes=7).eval()
+    x = torch.randn(2, 3, 224, 224)
+    scores = taylor_scores(model, adjoined.find_axes(model, x), [(x, torch.tensor([0, 1]))] * 2)
+    assert all(torch.isfinite(v).all() for v in scores.values())
 
 
 def test_nothing_to_order_by():

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from adjoined.core.axes import Axes
-from adjoined.core.capture import Example, call_model, in_eval, normalise_example
+from adjoined.core.capture import Example, call_model, flush, in_eval, normalise_example
 from adjoined.core.program import build_program
 from adjoined.core.slicing import entry_sums, permute
 from adjoined.core.walk import op_name
@@ -97,6 +97,7 @@ def taylor_scores(
     scores: Scores = {}
     with in_eval(model), torch.enable_grad():
         for inputs, target in batches:
+            flush(model)  # a table kept from the last batch would be part of its graph, which is gone
             out = loss(call_model(model, normalise_example(inputs)), target)
             grads = torch.autograd.grad(out, list(params.values()), allow_unused=True)
             pairs = zip(params.items(), grads, strict=True)
