@@ -121,6 +121,7 @@ def accuracy_cpu(found: dict[str, Any]) -> list[Row]:
     head = (
         "",
         "method",
+        "scope",
         "multiply-adds",
         "parameters",
         "seeds",
@@ -128,9 +129,9 @@ def accuracy_cpu(found: dict[str, Any]) -> list[Row]:
         "small, top-1",
         "large, top-1",
     )
-    groups: dict[tuple[str, float], list[dict[str, Any]]] = {}
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in found["rows"]:
-        groups.setdefault((row["method"], row["share"]), []).append(row)
+        groups.setdefault((row["method"], row["share"], row["scope"]), []).append(row)
     out: list[Row] = [(*head, "CPU min", "peak GB")]
     base = {r["seed"]: r["base"] for r in found["rows"]}
     first = found["rows"][0]
@@ -138,6 +139,7 @@ def accuracy_cpu(found: dict[str, Any]) -> list[Row]:
         (
             "",
             f"base, {first['base_epochs']} epochs",
+            "",
             "1",
             "1",
             len(base),
@@ -158,7 +160,8 @@ def accuracy_cpu(found: dict[str, Any]) -> list[Row]:
         top1 = (_mean(r[name] for r in rows) for name in ("small", "large"))
         minutes = _mean((r["cpu_seconds"] / 60 for r in rows), 0)
         peak = f"{max(r['peak_bytes'] for r in rows) / 1e9:.1f}"
-        out.append((row["letter"], row["said"], *shares, len(rows), before, *top1, minutes, peak))
+        scope = "" if whole else row["scope"]
+        out.append((row["letter"], row["said"], scope, *shares, len(rows), before, *top1, minutes, peak))
     return out
 
 

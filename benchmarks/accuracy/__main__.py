@@ -1,7 +1,7 @@
 """Accuracy at equal cost: adjoined training against the other ways to a network as small, from one trained base.
 
     python -m benchmarks.accuracy SCALE [--work runs/accuracy] [--seeds 0] [--methods an cut-kd …] [--macs 0.25]
-        [--set epochs=3 base_epochs=0 …] [--threads 1]
+        [--scopes full inner] [--set epochs=3 base_epochs=0 …] [--threads 1]
 
 SCALE: cpu (CIFAR-10, a ViT of 1 M behind a convolutional stem; hours on a CPU) or one of the GPU-sized ones of
 scales.py, in pieces of ten minutes: until timeout 590 python -m benchmarks.accuracy gpu-vit; do :; done
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from dataclasses import fields, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ import yaml
 
 from adjoined.errors import AdjoinedError
 from adjoined.train.checkpoint import written_aside
-from adjoined.train.config import CompressConfig
+from adjoined.train.config import CompressConfig, Scope
 from benchmarks.accuracy.methods import METHODS, macs_of
 from benchmarks.accuracy.scales import SCALES, Scale
 from benchmarks.accuracy.start import Phase, prepare, train
@@ -35,16 +36,16 @@ from benchmarks.common import RESULTS, environment, write
 
 def main() -> None:
     args = _arguments()
+    torch.set_num_threads(args.threads)
     scale = _changed(SCALES[args.scale], args)
     if args.one:
         _run(scale, args.work / args.scale, *args.one)
         return
     names = args.methods or scale.methods
-    for seed in scale.seeds:
-        for macs in scale.macs:
-            for name in names:
-                _in_its_own_process(args, name, macs, seed)
-                _collect(args, scale)
+    for seed, macs, scope, name in product(scale.seeds, scale.macs, scale.scopes, names):
+        if scope in METHODS[name].scopes:
+            _in_its_own_process(args, name, macs, scope, seed)
+            _collect(args, scale)
 
 
 def _arguments() -> argparse.Namespace:
@@ -55,10 +56,15 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("runs/accuracy"))
     parser.add_argument("--seeds", type=int, nargs="+")
     parser.add_argument("--macs", type=float, nargs="+", help="shares of the multiply-adds to keep")
+    parser.add_argument(
+        "--scopes", nargs="+", choices=("inner", "full"), help="whether the stream is cut too"
+    )
     parser.add_argument("--methods", nargs="+", choices=METHODS)
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="change the recipe")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)  # method, macs, seed: in this process
+    parser.add_argument(
+        "--one", nargs=4, help=argparse.SUPPRESS
+    )  # method, macs, scope, seed: in this process
     return parser.parse_args()
 
 
@@ -69,36 +75,42 @@ def _changed(scale: Scale, args: argparse.Namespace) -> Scale:
     if strange := pairs.keys() - legal:
         raise SystemExit(f"--set {strange.pop()}: not a field of the recipe")
     config = replace(scale.config, **{k: yaml.safe_load(v) for k, v in pairs.items()})
-    return Scale(config, tuple(args.macs or scale.macs), tuple(args.seeds or scale.seeds), scale.methods)
+    return Scale(
+        config,
+        tuple(args.macs or scale.macs),
+        tuple(args.scopes or scale.scopes),
+        tuple(args.seeds or scale.seeds),
+        scale.methods,
+    )
 
 
-def _in_its_own_process(args: argparse.Namespace, name: str, macs: float, seed: int) -> None:
+def _in_its_own_process(args: argparse.Namespace, name: str, macs: float, scope: str, seed: int) -> None:
     """So that its peak of memory and its seconds are its own."""
-    if _path(args.work / args.scale, name, macs, seed).exists():
+    if _path(args.work / args.scale, name, macs, scope, seed).exists():
         return
     command = [sys.executable, "-m", "benchmarks.accuracy", args.scale, "--work", str(args.work)]
-    command += ["--threads", str(args.threads), "--one", name, str(macs), str(seed)]
+    command += ["--threads", str(args.threads), "--one", name, str(macs), scope, str(seed)]
     command += ["--set", *args.set] if args.set else []
     signal.signal(signal.SIGTERM, lambda *_: None)  # `timeout` tells the child too, which saves and says so
     if code := subprocess.run(command, check=False).returncode:
         raise SystemExit(code)
 
 
-def _path(work: Path, name: str, macs: float, seed: int) -> Path:
-    return work / f"seed-{seed}" / f"{name}-{macs:g}" / "row.json"
+def _path(work: Path, name: str, macs: float, scope: str, seed: int) -> Path:
+    return work / f"seed-{seed}" / f"{name}-{scope}-{macs:g}" / "row.json"
 
 
-def _run(scale: Scale, work: Path, name: str, share: str, number: str) -> None:
+def _run(scale: Scale, work: Path, name: str, share: str, scope: Scope, number: str) -> None:
     """Train one method to the end and write its row."""
     method, macs, seed = METHODS[name], float(share), int(number)
-    path = _path(work, name, macs, seed)
+    path = _path(work, name, macs, scope, seed)
     start = prepare(scale, path.parent.parent, seed, path.parent.name)
-    plan = start.axes.plan(macs=macs, scope=start.setting.config.scope)
+    plan = start.axes.plan(macs=macs, scope=scope)
     began = time.process_time()
     try:
         task, facts = method.make(start, plan)
     except AdjoinedError as error:  # a budget that no plan meets, say
-        print(f"seed {seed}  {macs:g}  {name:<12} not possible: {error}", flush=True)
+        print(f"seed {seed}  {macs:g} {scope}  {name:<12} not possible: {error}", flush=True)
         return
     config = start.setting.config
     assert config.lr is not None
@@ -116,6 +128,7 @@ def _run(scale: Scale, work: Path, name: str, share: str, number: str) -> None:
         "said": method.said,
         "seed": seed,
         "share": macs,
+        "scope": scope,
         "base": start.base_top1,
         "small": last.get("top1_small"),
         "large": last.get("top1_large"),
@@ -134,7 +147,7 @@ def _run(scale: Scale, work: Path, name: str, share: str, number: str) -> None:
     }
     with written_aside(path) as file:
         file.write((json.dumps(row, indent=1) + "\n").encode())
-    print(f"seed {seed}  {macs:g}  {name:<12} small {row['small']}  large {row['large']}", flush=True)
+    print(f"seed {seed}  {macs:g} {scope}  {name:<12} small {row['small']}  large {row['large']}", flush=True)
 
 
 def _peak() -> int:
@@ -149,7 +162,7 @@ def _collect(args: argparse.Namespace, scale: Scale) -> None:
     order = list(METHODS)
     work = args.work / args.scale
     rows = [json.loads(p.read_text()) for p in sorted(work.glob("seed-*/*/row.json"))]
-    rows.sort(key=lambda r: (-r["share"], order.index(r["method"]), r["seed"]))
+    rows.sort(key=lambda r: (-r["share"], r["scope"], order.index(r["method"]), r["seed"]))
     recipe: dict[str, Any] = {
         f.name: getattr(scale.config, f.name)
         for f in fields(CompressConfig)

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from adjoined.core.twin import Adjoined
 from adjoined.data import some_pictures
 from adjoined.errors import AdjoinedError
 from adjoined.losses import lambda_schedule
-from adjoined.train.config import CompressConfig
+from adjoined.train.config import CompressConfig, Scope
 from adjoined.train.order import put_in_order
 from adjoined.train.search import SearchTask, objective_of
 from adjoined.train.tasks import LabelTask, Network, Task, TwinTask
@@ -64,13 +64,16 @@ class StudentTask(Task):
 
 @dataclass(frozen=True)
 class Method:
-    """`letter` as in the table; `make(start, plan)` → the task and what is to be noted of it."""
+    """`letter` as in the table; `make(start, plan)` → the task and what is to be noted of it.
+
+    `scopes`: those that make a difference to it.
+    """
 
     letter: str
     said: str
     make: Callable[[Start, Plan], Made]
     phase: str = "adjoined"
-    extra: Facts = field(default_factory=dict)
+    scopes: tuple[Scope, ...] = ("inner", "full")
 
 
 def macs_of(net: nn.Module, example: Tensor) -> int:
@@ -181,10 +184,10 @@ METHODS: dict[str, Method] = {
     "dan": Method("b", "DAN", searched),
     "scratch": Method("c", "small network from scratch", partial(scratch, distil=False)),
     "scratch-kd": Method("d", "from scratch, distilled from the base", partial(scratch, distil=True)),
-    "tp": Method("e", "Torch-Pruning, fine-tuned", partial(torch_pruning, distil=False)),
-    "tp-kd": Method("f", "Torch-Pruning, distilled", partial(torch_pruning, distil=True)),
+    "tp": Method("e", "Torch-Pruning, fine-tuned", partial(torch_pruning, distil=False), scopes=("full",)),
+    "tp-kd": Method("f", "Torch-Pruning, distilled", partial(torch_pruning, distil=True), scopes=("full",)),
     "cut-kd": Method("g", "cut by importance, distilled, weights not shared", partial(cut, distil=True)),
-    "longer": Method("", "base, trained as long", longer),
+    "longer": Method("", "base, trained as long", longer, scopes=("full",)),
 }
 
 # The dials, each alone beside AN as in the source, then together.

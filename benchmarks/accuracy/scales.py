@@ -13,22 +13,25 @@ CIFAR10, TINY = "../shared/data/cifar10", "../shared/data/tiny-imagenet-100"
 
 @dataclass(frozen=True)
 class Scale:
-    """`config`: the recipe, base_epochs of the base, epochs of every method after it; `macs`: shares to keep."""
+    """`config`: the recipe, base_epochs of the base, epochs of every method after it; `macs`: shares to keep.
+
+    `scopes`: what is cut to get there: heads and hidden units alone, or the stream too, every width by one factor.
+    """
 
     config: CompressConfig
     macs: tuple[float, ...] = (0.25,)
+    scopes: tuple[Scope, ...] = ("full",)
     seeds: tuple[int, ...] = (0,)
     methods: tuple[str, ...] = COMPARED
 
 
-def _gpu(model: str, data: str, img_size: int, scope: Scope = "inner", **model_args: Any) -> Scale:
+def _gpu(model: str, data: str, img_size: int, **model_args: Any) -> Scale:
     """From scratch as DeiT is trained (Touvron et al. 2021), gently, since the pictures are small and few."""
     config = CompressConfig(
         model=model,
         model_args=model_args,
         data=data,
         img_size=img_size,
-        scope=scope,
         augment="rand-m9-mstd0.5-inc1",
         batch_size=256,
         base_epochs=100,
@@ -64,7 +67,8 @@ SCALES: dict[str, Scale] = {
             warmup_epochs=1,
             workers=0,
             device="cpu",
-        )
+        ),
+        scopes=("full", "inner"),
     ),
     # A minute a method: for trying out.
     "digits": Scale(
@@ -72,7 +76,6 @@ SCALES: dict[str, Scale] = {
     ),
     "gpu-vit": _gpu("vit_tiny_patch16_224", TINY, 64, patch_size=8, **VIT),
     "gpu-swin": _gpu("swin_tiny_patch4_window7_224", TINY, 64, **SWIN),
-    # Its token module alone has a third of the multiply-adds, so the stream is cut too.
-    "gpu-t2t": _gpu("t2t_vit_7", TINY, 64, scope="full"),
+    "gpu-t2t": _gpu("t2t_vit_7", TINY, 64),
     "gpu-cifar": _gpu("vit_tiny_patch16_224", CIFAR10, 32, patch_size=4, **VIT),
 }
