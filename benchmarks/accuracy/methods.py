@@ -93,11 +93,12 @@ def adjoined(start: Start, plan: Plan, *, order: str = ORDER, twin: Facts | None
 
 
 def searched(start: Start, plan: Plan, **options: Any) -> Made:
-    """DAN-ViT: search for as many epochs as the training to come, to the multiply-adds of `plan`; then AN."""
+    """DAN-ViT: search for as many epochs as the training to come, to the multiply-adds of `plan`, its stream; then AN."""
     macs = start.axes.cost(plan).macs
+    stream = next((w.alpha for w in plan.widths if w.role == "stream" and w.kept != w.size), None)
     config = start.setting.config
     model, _ = _ordered(start, None, ORDER)
-    wanted = start.searching(macs)
+    wanted = start.searching(macs, stream)
     objective = objective_of(wanted.config, model, start.axes, start.setting.accelerator.device)
     assert config.lr is not None
     phase = Phase("search", 1, config.epochs, config.lr, judged_by="small")

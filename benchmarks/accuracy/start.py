@@ -36,9 +36,9 @@ class Start:
         """The setting for `put_in_order`."""
         return replace(self.setting, config=replace(self.setting.config, order=order))  # type: ignore[arg-type]
 
-    def searching(self, macs: int) -> Setting:
+    def searching(self, macs: int, stream: float | None) -> Setting:
         """The setting of a search to a budget, with checkpoints and a history of its own."""
-        config = replace(self.setting.config, search=True, macs=float(macs), alpha=None)
+        config = replace(self.setting.config, search=True, macs=float(macs), stream=stream, alpha=None)
         checkpoints = Checkpoints(self.setting.checkpoints.folder / "search")
         return replace(self.setting, config=config, checkpoints=checkpoints, history=[])
 

@@ -1,5 +1,6 @@
 """Gates, their costs, and the plan under a budget."""
 
+import dataclasses
 import itertools
 import math
 import time
@@ -13,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import adjoined
 from adjoined.errors import PlanError
-from adjoined.search import find_gates
+from adjoined.search import find_gates, make_objective
 from adjoined.search import knapsack as module
 from adjoined.search.gates import Gate, plan_of
 from adjoined.search.knapsack import best_choices, check_budget
@@ -89,6 +90,26 @@ def test_the_table_is_the_cost_of_real_plans(name, what, per):
         cost = axes.cost(plan_of(axes, gates, choices))
         assert table.of(choices) == getattr(cost, what)
     assert table.of(table.least) == min(table.of(table.least), table.of([0] * len(gates)))
+
+
+@pytest.mark.parametrize("what", ["macs", "params"])
+def test_the_table_within_a_plan_is_the_cost_of_real_plans(what):
+    axes = specimen("swin").axes
+    gates, within = find_gates(axes), axes.plan(stream=2)
+    table = CostTable.of_polynomial(axes, gates, what, within)
+    for choices in ([0] * len(gates), [len(g.factors) - 1 for g in gates]):
+        cost = getattr(axes.cost(plan_of(axes, gates, choices, within=within)), what)
+        assert table.of(choices) == cost < getattr(axes.cost(plan_of(axes, gates, choices)), what)
+    assert table.full == getattr(axes.cost(), what)
+
+
+def test_a_stream_that_cannot_be_cut_is_refused():
+    axes = specimen("vit").axes
+    fixed = dataclasses.replace(axes, axes=tuple(a for a in axes if a.role != "stream"))
+    with pytest.raises(PlanError, match="no stream that can be cut; leave it out"):
+        make_objective(specimen("vit").model, fixed, epochs=1, stream=2)
+    with pytest.raises(PlanError, match=r"a factor of 0.5 .*give a number of at least 1"):
+        make_objective(specimen("vit").model, axes, epochs=1, stream=0.5)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -62,15 +62,31 @@ def test_one_hot_weights_give_the_small_network(name):
     torch.testing.assert_close(mixed, expected[1], rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", ["vit", "swin", "cait", "xcit", "pvt_v2"])
+def test_with_a_narrower_stream_they_give_the_small_network_of_that_stream(name):
+    known = specimen(name)
+    within = known.axes.plan(stream=2)
+    network = SearchNetwork(known.model, known.axes, find_gates(known.axes), within).eval()
+    choices = [i % len(g.factors) for i, g in enumerate(network.gates, 1)]
+    plan = plan_of(known.axes, network.gates, choices, within=within)
+    assert {w.kept * 2 for w in plan.widths if w.role == "stream"} == {
+        w.size for w in plan.widths if w.role == "stream"
+    }
+    twin = adjoined.Adjoined(known.model, plan, axes=known.axes).eval()
+    mixed = network.mixed(network.one_hot(choices), known.example)
+    torch.testing.assert_close(mixed, twin.small_forward(known.example), rtol=1e-9, atol=1e-9)
+
+
 def test_the_mix_has_batch_statistics_of_its_own():
     known = specimen("xcit")
     model = copy.deepcopy(known.model).train()
     network = SearchNetwork(model, known.axes, find_gates(known.axes))
     before = {n: b.clone() for n, b in model.named_buffers()}
     network.mixed(network.draw(1.0), known.example)
-    assert network._own
+    own = dict(network.twin.small_buffers.named_buffers())
+    assert own
     assert all(torch.equal(b, before[n]) for n, b in model.named_buffers())
-    assert not torch.equal(next(network.own_buffers.buffers()), before[next(iter(network._own))])
+    assert any(not torch.equal(b, before[n]) for n, b in ((n.replace("__", "."), b) for n, b in own.items()))
 
 
 @pytest.mark.parametrize("noise", ["gumbel", "normal", "none"])

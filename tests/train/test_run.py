@@ -185,6 +185,7 @@ def test_a_plan_a_budget_or_the_stream_too(config, finished, quiet, tmp_path):
         "plan": {"plan": str(finished[0] / "plan.json")},
         "macs": {"macs": 0.7},
         "full": {"alpha": 2.0, "scope": "full"},
+        "stream": {"alpha": 2.0, "stream": 2.0},
     }
     results = {
         name: compress(replace(short, **flags, out=str(tmp_path / name)), console=quiet)
@@ -192,6 +193,7 @@ def test_a_plan_a_budget_or_the_stream_too(config, finished, quiet, tmp_path):
     }
     assert results["plan"]["small"]["macs"] == finished[1]["small"]["macs"]
     assert results["macs"]["small"]["macs"] <= 0.7 * results["macs"]["base"]["macs"]
+    assert results["full"]["small"] == results["stream"]["small"]
     assert results["full"]["small"]["macs"] < finished[1]["small"]["macs"]
 
 

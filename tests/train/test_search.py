@@ -115,6 +115,15 @@ def test_a_search_alone_and_a_plan_that_is_trained_later(config, quiet, tmp_path
     assert adjoined.Plan.load(tmp_path / "later" / "plan.json").widths == plan.widths
 
 
+def test_a_search_in_a_narrower_stream(config, quiet):
+    result = compress(replace(config, stream=2.0, macs=0.3), console=quiet)
+    plan = adjoined.Plan.load(Path(config.out) / "plan.json")
+    assert {w.alpha for w in plan.widths if w.role == "stream"} == {2.0}
+    assert result["small"]["macs"] <= 0.3 * result["large"]["macs"]
+    rows = [row for row in lines(config.out) if row["phase"] == "search"]
+    assert all(0.1 < row["expected_cost"] < 0.55 for row in rows)  # no candidate keeps more than half
+
+
 def test_other_candidates_on_resume_are_refused(config, quiet):
     compress(replace(config, candidates=[1, 2]), console=quiet)
     with pytest.raises(AdjoinedError, match=r"--candidates was \[1, 2\], is \[1, 2, 4\]; give another --out"):
@@ -131,7 +140,14 @@ def test_an_impossible_budget_stops_before_anything_is_written(config, quiet):
     ("changes", "says"),
     [
         ({"alpha": 2.0, "macs": None}, "--search finds the plan that --alpha 2.0 gives"),
-        ({"scope": "full"}, "--search chooses heads and hidden units; --scope full is for"),
+        (
+            {"scope": "full"},
+            "--search chooses heads and hidden units; to cut the stream too, .* add --stream 2",
+        ),
+        (
+            {"search": False, "stream": 2.0, "freeze_gates": 0.1},
+            r"--stream goes with --alpha or --search; --macs \S+ says itself",
+        ),
         ({"search": False}, "only a search reads --freeze-gates; add --search"),
         ({"search": False, "freeze_gates": 0.1, "gamma": 1e-9}, "only a search reads --gamma; add"),
         ({"search_epochs": 0}, "--search-epochs is 0; it must be at least 1"),

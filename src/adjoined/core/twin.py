@@ -1,5 +1,6 @@
 """Both networks as one module over one set of parameters."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -88,9 +89,14 @@ class Adjoined(nn.Module):
 
     def small_forward(self, *args: Any, **kwargs: Any) -> Any:
         """The small network's output alone, on slices of the large one's weights."""
-        tensors = self.small_tensors()
+        return self.run(self.small_tensors(), args, kwargs)
+
+    def run(
+        self, tensors: Mapping[str, Tensor], args: tuple = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """The small network's output with `tensors`, of the names and shapes of `small_tensors()`."""
         names = self._program.tensors["train" if self.training else "eval"]
-        inputs = self._program.signature.flatten(args, kwargs)
+        inputs = self._program.signature.flatten(args, kwargs or {})
         return self._program.run(self.training, [tensors[n] for n in names], inputs)
 
     def small_tensors(self) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from adjoined.core.axes import Axes, Axis
 from adjoined.core.plan import Plan
 from adjoined.errors import AdjoinedError, PlanError, did_you_mean
 
-__all__ = ["DEFAULTS", "Candidates", "Gate", "check_same", "find_gates", "plan_of"]
+__all__ = ["DEFAULTS", "Candidates", "Gate", "check_same", "find_gates", "narrowed", "plan_of"]
 
 Candidates = Sequence[int] | Mapping[str, Sequence[int]]
 
@@ -71,12 +71,26 @@ def find_gates(axes: Axes, candidates: Candidates | None = None, per: str = "blo
     return gates
 
 
-def plan_of(axes: Axes, gates: Sequence[Gate], choices: Iterable[int], note: str = "") -> Plan:
-    """The plan in which every gate takes the factor of its number in `choices`."""
-    kept: dict[str, int] = {}
+def plan_of(
+    axes: Axes, gates: Sequence[Gate], choices: Iterable[int], note: str = "", within: Plan | None = None
+) -> Plan:
+    """The plan in which every gate takes the factor of its number in `choices`, and the rest is as in `within`."""
+    kept = {w.name: w.kept for w in within.widths if w.kept != w.size} if within is not None else {}
     for gate, choice in zip(gates, choices, strict=True):
         kept |= gate.kept(choice)
     return Plan(axes.plan(kept=kept).widths, note)
+
+
+def narrowed(axes: Axes, stream: float | None) -> Plan | None:
+    """The plan that cuts the stream alone, by a factor; None for no factor. Raises PlanError if none can be cut."""
+    if stream is None:
+        return None
+    plan = axes.plan(stream=stream)
+    if stream > 1 and all(w.kept == w.size for w in plan.widths):
+        raise PlanError(
+            f"a stream factor of {stream:g}: this model has no stream that can be cut; leave it out"
+        )
+    return plan
 
 
 def _check_factors(factors: Sequence[int] | None) -> None:

@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 
 from adjoined.core.axes import Axes
 from adjoined.core.capture import Example, normalise_example
+from adjoined.core.plan import Plan
 from adjoined.core.twin import Adjoined
 from adjoined.errors import AdjoinedError
 from adjoined.export.backends import check_backend, open_backend
@@ -80,6 +81,7 @@ def measure_latency(
     backend: str = "eager",
     rounds: int = 15,
     cache: Path | str | None = None,
+    within: Plan | None = None,
 ) -> Latency:
     """Measure each kind of gate at each of its factors on the model's device, or read it from the cache.
 
@@ -88,9 +90,10 @@ def measure_latency(
         backend: "eager" or "compiled" (PyTorch, CPU or GPU), "onnxruntime" or "openvino" (CPU; the extras `onnx`, `openvino`).
         rounds: timings of each network, of which the median counts.
         cache: folder of the measurements; the user's cache folder, or $ADJOINED_CACHE, if left out.
+        within: a plan that all candidates share (a narrower stream); its network is the large one in all that is said.
     """
     check_backend(backend)
-    timer = _Timer(model, axes, gates, example, backend, rounds)
+    timer = _Timer(model, axes, gates, example, backend, rounds, within)
     path = Path(cache or cache_folder()) / f"latency-{timer.key()}.json"
     if path.is_file():
         return _from_dict(json.loads(path.read_text(encoding="utf-8")))
@@ -106,7 +109,7 @@ def time_plan(
     model: nn.Module, axes: Axes, gates: Sequence[Gate], choices: Sequence[int], **options: Any
 ) -> float:
     """Nanoseconds of one batch of the real small network; `options` as in `measure_latency`."""
-    options = {"example": None, "backend": "eager", "rounds": 15} | options
+    options = {"example": None, "backend": "eager", "rounds": 15, "within": None} | options
     timer = _Timer(model, axes, gates, **options)
     return statistics.median(timer.times(timer.runner(choices))[0])
 
@@ -148,9 +151,11 @@ class _Timer:
         example: Example | None,
         backend: str,
         rounds: int,
+        within: Plan | None,
     ):
         self.model = copy.deepcopy(model).eval()
         self.axes, self.gates, self.backend, self.rounds = axes, tuple(gates), backend, rounds
+        self.within = within
         first = next(p for p in model.parameters() if p.is_floating_point())
         own = backend in ("eager", "compiled")  # other runtimes are asked on the CPU, in float32
         self.device = first.device if own else torch.device("cpu")
@@ -168,6 +173,7 @@ class _Timer:
         widths = [(a.name, a.size) for a in self.axes]
         gates = [(g.name, g.factors) for g in self.gates]
         what = [device_name(self.device), self.backend, torch.__version__, dtype, shapes, widths, gates]
+        what += [[(w.name, w.kept) for w in self.within.widths]] if self.within else []
         what += [sorted((k, tuple(p.shape)) for k, p in self.model.state_dict().items() if p is not None)]
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
 
@@ -198,7 +204,7 @@ class _Timer:
     def runner(self, choices: Sequence[int | None]) -> Callable[[], Any]:
         """A call of the real small network, in which gate i takes factor number choices[i], or stays whole."""
         cut = [(g, c) for g, c in zip(self.gates, choices, strict=True) if c is not None]
-        plan = plan_of(self.axes, [g for g, _ in cut], [c for _, c in cut])
+        plan = plan_of(self.axes, [g for g, _ in cut], [c for _, c in cut], within=self.within)
         net = Adjoined(self.model, plan, axes=self.axes, check=False).small().eval().to(self.dtype)
         args, kwargs = self.inputs
         tensors = [t for t in pytree.tree_leaves(self.inputs) if isinstance(t, Tensor)]

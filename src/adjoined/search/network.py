@@ -5,7 +5,8 @@ network with its consumer's weights scaled:
 
     Σ_i g_i · MSA_{α_i}(x) = Σ_h m_h · head_h(x) · W_O^h + b,    m_h = Σ_i g_i · [h < H/α_i]
 
-One forward gives it, whatever the number of candidates. Where what sums over an axis is not added to the stream at
+One forward gives it, whatever the number of candidates. The stream may be cut beforehand, for all candidates alike
+(`within`): then both sides are those of the network with the narrower stream. Where what sums over an axis is not added to the stream at
 once (talking heads, convolutional stems) the candidates are mixed there, at the consumer's output.
 """
 
@@ -16,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from adjoined.core.axes import Axes
-from adjoined.core.dims import Atom, Dim
-from adjoined.core.functional import call_with
+from adjoined.core.dims import Atom
+from adjoined.core.plan import Plan
 from adjoined.core.slicing import scale
-from adjoined.core.twin import changed_buffers
+from adjoined.core.twin import Adjoined
 from adjoined.errors import AdjoinedError, did_you_mean
 from adjoined.search.gates import Gate, check_same
 
@@ -32,14 +33,18 @@ class SearchNetwork(nn.Module):
     """`network(weights, x)` → (large output, mixed output); both train the model's parameters and the gates η.
 
     `eta` is (gates, choices), 0 at the start; entries beyond a gate's number of factors stay unused. Statistics that
-    a forward changes (batch norm) the mixed network has of its own.
+    a forward changes (batch norm) the mixed network has of its own. `within`: a plan that all candidates share, which
+    leaves the axes of the gates whole; nothing is cut if left out.
     """
 
     valid: Tensor
 
-    def __init__(self, model: nn.Module, axes: Axes, gates: Sequence[Gate]):
+    def __init__(self, model: nn.Module, axes: Axes, gates: Sequence[Gate], within: Plan | None = None):
         super().__init__()
-        self.large, self.axes, self.gates = model, axes, tuple(gates)
+        self.axes, self.gates = axes, tuple(gates)
+        self.within = within if within is not None else axes.plan(kept={})
+        self.twin = Adjoined(model, self.within, axes=axes, check=False)
+        self._kept = axes.kept(self.within)
         choices = max(len(gate.factors) for gate in gates)
         first = next(p for p in model.parameters() if p.is_floating_point())
         self.eta = nn.Parameter(torch.zeros(len(gates), choices, dtype=first.dtype, device=first.device))
@@ -47,32 +52,33 @@ class SearchNetwork(nn.Module):
         self.register_buffer("valid", valid.to(first.device), persistent=False)
         self.register_load_state_dict_pre_hook(self._check_gates)
         self._ladders: list[tuple[int, Atom, str]] = []
-        self._uses: dict[tuple[str, int], tuple[Dim, list[Atom]]] = {}
+        self._uses: dict[str, dict[int, list[Atom]]] = {}
         for i, gate in enumerate(gates):
             for axis in gate.axes:
                 self._add_axis(i, gate, axis.atom, axis.uses, choices)
-        self.own_buffers = nn.Module()
-        self._own = {}
-        buffers = dict(model.named_buffers())
-        for name in sorted(changed_buffers(axes.capture.train, axes.capture.eval) & buffers.keys()):
-            self._own[name] = name.replace(".", "__")
-            self.own_buffers.register_buffer(self._own[name], buffers[name].detach().clone())
+
+    @property
+    def large(self) -> nn.Module:
+        return self.twin.large
 
     def forward(self, weights: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         return self.large(*args, **kwargs), self.mixed(weights, *args, **kwargs)
 
     def mixed(self, weights: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Output of the mix of candidates with `weights` (gates, choices), rows that add up to 1."""
-        return call_with(self.large, self.mixed_tensors(weights), args, kwargs)
+        return self.twin.run(self.mixed_tensors(weights), args, kwargs)
 
     def mixed_tensors(self, weights: Tensor) -> dict[str, Tensor]:
-        """Name → tensor that differs from the large network's."""
+        """Name → tensor of the mixed network: that of `within`, the weights of consumers masked."""
         masks = {atom: weights[i] @ getattr(self, name).to(weights) for i, atom, name in self._ladders}
-        out: dict[str, Tensor] = {}
-        for (key, at), (dim, atoms) in self._uses.items():
-            tensor = out.get(key, self._parameter(key))
-            out[key] = scale(tensor, at, dim, {a: masks[a].to(tensor.dtype) for a in atoms})
-        return out | {name: getattr(self.own_buffers, own) for name, own in self._own.items()}
+        whole = {atom: weights.new_ones(n) for atom, n in self._kept.items()}
+        out = self.twin.small_tensors()
+        for name, tensor in out.items():
+            key = self.axes.aliases.get(name, name)
+            for at, atoms in self._uses.get(key, {}).items():
+                values = {a: v.to(tensor.dtype) for a, v in (whole | {a: masks[a] for a in atoms}).items()}
+                out[name] = tensor = scale(tensor, at, self.axes.stored[key][at], values)
+        return out
 
     def draw(self, temperature: float, noise: str = "gumbel") -> Tensor:
         """g of equation 3.6, (gates, choices): softmax((η + ε) / τ), ε drawn afresh, Gumbel(0, 1) or N(0, 1)."""
@@ -117,8 +123,4 @@ class SearchNetwork(nn.Module):
         self.register_buffer(name, ladder.to(self.eta.device), persistent=False)
         self._ladders.append((i, atom, name))
         for key, at in uses:
-            self._uses.setdefault((key, at), (self.axes.stored[key][at], []))[1].append(atom)
-
-    def _parameter(self, key: str) -> Tensor:
-        path, _, leaf = key.rpartition(".")
-        return getattr(self.large.get_submodule(path), leaf)
+            self._uses.setdefault(key, {}).setdefault(at, []).append(atom)

@@ -141,7 +141,8 @@ class SearchObjective(nn.Module):
         """The plan of `choices`."""
         budget = self.settings.budget
         note = "search" if budget is None else f"search, at most {self.table.say(budget)}"
-        return plan_of(self.network.axes, self.network.gates, self.choices(), note)
+        network = self.network
+        return plan_of(network.axes, network.gates, self.choices(), note, network.within)
 
     @torch.no_grad()
     def report(self, progress: float) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from adjoined.core.axes import Axes
 from adjoined.core.plan import Plan
 from adjoined.errors import AdjoinedError, PlanError
-from adjoined.search.gates import Candidates, find_gates
+from adjoined.search.gates import Candidates, find_gates, narrowed
 from adjoined.search.latency import Latency, measure_latency
 from adjoined.search.network import SearchNetwork
 from adjoined.search.objective import SearchObjective, Settings, Temperature
@@ -67,7 +67,7 @@ def search(
         val_batches: to measure top-1, in percent, of the large network and of the plan so far, after each epoch.
         on_epoch: called with each row of the history: epoch, the mean of loss, ce, kl, lam, cost and gamma, what
             `SearchObjective.report` gives, seconds, and top1_large and top1_small.
-        options: candidates, per; one of gamma, macs, params, latency_ms; noise, temperature, freeze_gates, loss: see
+        options: candidates, per, stream; one of gamma, macs, params, latency_ms; noise, temperature, freeze_gates, loss: see
             `make_objective`.
 
     Raises:
@@ -104,6 +104,7 @@ def make_objective(
     epochs: int,
     candidates: Candidates | None = None,
     per: str = "block",
+    stream: float | None = None,
     gamma: float | None = None,
     macs: float | None = None,
     params: float | None = None,
@@ -119,6 +120,7 @@ def make_objective(
     Args:
         candidates: factors to choose from, for all gates or by gate; see `find_gates` for the default, by model.
         per: "block" (its heads and hidden units share a factor) or "axis".
+        stream: factor of the residual stream, the same for every candidate; kept whole if left out.
         gamma: weight of n_f in multiply-adds per input; 1e-12, as in the thesis, if there is no budget either.
         macs, params: a budget instead, as a fraction of the large network's (≤ 1) or an absolute number.
         latency_ms: a budget in milliseconds for one batch of the example's size, by `latency`, which is measured now
@@ -132,16 +134,17 @@ def make_objective(
         raise AdjoinedError(f"{' and '.join(given)} are two ways to weigh the cost; give one of them")
     settings = Settings(epochs, gamma, latency_ms, noise, temperature, freeze_gates, dict(loss or {}))
     gates = find_gates(axes, candidates, per)
+    within = narrowed(axes, stream)
     if latency_ms is not None:
-        latency = latency or measure_latency(model, axes, gates)
+        latency = latency or measure_latency(model, axes, gates, within=within)
         table, budget = latency.table(gates), latency_ms * 1e6
     else:
         what, budget = ("params", params) if params is not None else ("macs", macs)
-        table = CostTable.of_polynomial(axes, gates, what)
+        table = CostTable.of_polynomial(axes, gates, what, within)
         if budget is not None and not 0 < budget < math.inf:
             raise PlanError(f"a budget of {budget} {what}; give a fraction of {table.full:,.0f} or a number")
         budget = budget * table.full if budget is not None and budget <= 1 else budget
-    return SearchObjective(SearchNetwork(model, axes, gates), table, replace(settings, budget=budget))
+    return SearchObjective(SearchNetwork(model, axes, gates, within), table, replace(settings, budget=budget))
 
 
 def _epoch(

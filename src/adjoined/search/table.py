@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from adjoined.core.axes import Axes
+from adjoined.core.plan import Plan
 from adjoined.search.gates import Gate
 
 __all__ = ["CostTable"]
@@ -36,8 +37,11 @@ class CostTable:
     joint: Mapping[tuple[int, ...], Tensor]
 
     @staticmethod
-    def of_polynomial(axes: Axes, gates: Sequence[Gate], what: str) -> "CostTable":
-        """Of "macs" (multiply-adds per input) or "params"."""
+    def of_polynomial(
+        axes: Axes, gates: Sequence[Gate], what: str, within: Plan | None = None
+    ) -> "CostTable":
+        """Of "macs" (multiply-adds per input) or "params"; what no gate changes is as in the plan `within`."""
+        kept = axes.kept(within) if within is not None else {}
         gate_of = {axis.atom: i for i, gate in enumerate(gates) for axis in gate.axes}
         fixed = 0
         tables: dict[tuple[int, ...], Any] = defaultdict(float)
@@ -45,7 +49,7 @@ class CostTable:
         for terms in polynomial.values():
             for monomial, coefficient in terms.items():
                 at = tuple(sorted({gate_of[a] for a in monomial if a in gate_of}))
-                scale = coefficient * math.prod(a.size for a in monomial if a not in gate_of)
+                scale = coefficient * math.prod(kept.get(a, a.size) for a in monomial if a not in gate_of)
                 if not at:
                     fixed += scale
                     continue

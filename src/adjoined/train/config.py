@@ -87,6 +87,11 @@ class CompressConfig:
     ] = None
     scope: Annotated[Scope, "what is cut: inner (heads, hidden units) or full (the stream too)"] = "inner"
 
+    stream: Annotated[
+        float | None,
+        "factor of the residual stream, beside that of alpha; in a search, of all candidates alike",
+    ] = None
+
     search: Annotated[bool, "find each block's factor (DAN), to the budget if there is one, then train"] = (
         False
     )
@@ -236,6 +241,10 @@ def check_config(config: CompressConfig) -> CompressConfig:
         raise AdjoinedError(
             "--draw one has no effect on one small network; give several factors: --alpha 2 4 8"
         )
+    if config.stream is not None and not config.search and not config.alphas:
+        raise AdjoinedError(
+            f"--stream goes with --alpha or --search; {chosen[0]} says itself what is kept of the stream"
+        )
     if len(chosen) > 1:
         raise AdjoinedError(f"{' and '.join(chosen)} say two things about what to keep; give one of them")
     _check_search(config)
@@ -302,7 +311,7 @@ def _check_search(config: CompressConfig) -> None:
         raise AdjoinedError("--search steers its budget at each forward; leave out --accumulate")
     if config.scope != "inner":
         raise AdjoinedError(
-            "--search chooses heads and hidden units; --scope full is for --alpha or a budget"
+            "--search chooses heads and hidden units; to cut the stream too, for all candidates alike, add --stream 2"
         )
 
 

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +176,8 @@ def evaluate(
 
 def choose_plans(axes: Axes, config: CompressConfig, resumed: Path | None = None) -> list[Plan]:
     """The plans that the config asks for, or of the resumed run the first. Raises PlanError if one does not fit."""
-    others = [axes.plan(alpha=alpha, scope=config.scope) for alpha in config.alphas[1:]]
+    by_factor = partial(axes.plan, scope=config.scope, stream=config.stream)
+    others = [by_factor(alpha=alpha) for alpha in config.alphas[1:]]
     begun = resumed and (resumed / "plan.json").is_file()  # else killed before it was written
     given = resumed / "plan.json" if resumed and begun else config.plan
     if given is not None:
@@ -186,7 +188,7 @@ def choose_plans(axes: Axes, config: CompressConfig, resumed: Path | None = None
         return [plan, *others]
     if config.macs is not None or config.params is not None:
         return [axes.plan(macs=config.macs, params=config.params, scope=config.scope)]
-    return [axes.plan(alpha=config.alphas[0], scope=config.scope), *others]
+    return [by_factor(alpha=config.alphas[0]), *others]
 
 
 def load_parts(config: CompressConfig) -> tuple[ImageData, nn.Module, InputSpec]:

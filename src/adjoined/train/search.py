@@ -18,6 +18,7 @@ from adjoined.core.plan import Plan
 from adjoined.data import ImageData, Images
 from adjoined.errors import AdjoinedError
 from adjoined.search import SearchObjective, find_gates, make_objective, measure_latency
+from adjoined.search.gates import narrowed
 from adjoined.train.checkpoint import written_aside
 from adjoined.train.config import CompressConfig
 from adjoined.train.folder import append_metrics, write_plan
@@ -70,13 +71,14 @@ def objective_of(
     """
     copied, latency = copy.deepcopy(model), None
     if config.latency_ms is not None:
-        gates = find_gates(axes, config.candidates, config.per)
+        gates, within = find_gates(axes, config.candidates, config.per), narrowed(axes, config.stream)
         (pictures,), _ = axes.capture.example
         backend, where = config.latency_backend, copied.to(device)
-        latency = measure_latency(where, axes, gates, example=pictures[:1], backend=backend)
+        options: dict[str, Any] = {"example": pictures[:1], "backend": backend, "within": within}
+        latency = measure_latency(where, axes, gates, **options)
         copied = copied.cpu()
         warnings.warn(
-            f"{config.model} takes {latency.large / 1e6:.3g} ms a picture on {latency.device}, {backend}; the sum over "
+            f"{config.model}{' with the narrower stream' if within else ''} takes {latency.large / 1e6:.3g} ms a picture on {latency.device}, {backend}; the sum over "
             f"blocks was within {latency.error:.0%} of small networks measured whole",
             stacklevel=2,
         )
@@ -86,6 +88,7 @@ def objective_of(
         epochs=config.search_epochs or config.epochs,
         candidates=config.candidates,
         per=config.per,
+        stream=config.stream,
         gamma=config.gamma,
         macs=config.macs,
         params=config.params,
