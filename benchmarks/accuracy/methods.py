@@ -92,21 +92,23 @@ def adjoined(start: Start, plan: Plan, *, order: str = ORDER, twin: Facts | None
     return TwinTask(Adjoined(model, plan, axes=start.axes, **twin or {}), **options), facts
 
 
-def searched(start: Start, plan: Plan, **options: Any) -> Made:
-    """DAN-ViT: search for as many epochs as the training to come, to the multiply-adds of `plan`, its stream; then AN."""
+def searched(start: Start, plan: Plan, *, twin: Facts | None = None, **loss: Any) -> Made:
+    """DAN-ViT: search to the multiply-adds of `plan`, within its stream, by the loss of the AN training that follows."""
     macs = start.axes.cost(plan).macs
     stream = next((w.alpha for w in plan.widths if w.role == "stream" and w.kept != w.size), None)
-    config = start.setting.config
     model, _ = _ordered(start, None, ORDER)
-    wanted = start.searching(macs, stream)
+    wanted = start.searching(macs, stream, loss)
+    config = wanted.config
     objective = objective_of(wanted.config, model, start.axes, start.setting.accelerator.device)
     assert config.lr is not None
-    phase = Phase("search", 1, config.epochs, config.lr, judged_by="small")
-    train(SearchTask(objective, config.gate_lr), phase, wanted)
+    phase = Phase("search", 1, config.search_epochs or config.epochs, config.lr, judged_by="small")
+    rows = train(SearchTask(objective, config.gate_lr), phase, wanted)
     found = objective.plan()
     made = replace(start, model=model)
-    task, facts = adjoined(made, found, order="none", **options)
-    return task, facts | {"plan": dict(found.kept), "search_epochs": config.epochs}
+    task, facts = adjoined(made, found, order="none", twin=twin, **loss)
+    kept = {w.name: w.kept for w in found.widths if w.kept != w.size}
+    spent = {"search_epochs": phase.epochs, "search_seconds": sum(row["seconds"] for row in rows)}
+    return task, facts | {"plan": kept} | spent
 
 
 def longer(start: Start, plan: Plan) -> Made:
@@ -205,4 +207,6 @@ DIALS: dict[str, Facts] = {
     "own-all": {"detach_large": True, "ramp": 0.0, "small_ce": 1.0, "twin": {"own": "all"}},
     "all": {"detach_large": True, "ramp": 0.0, "small_ce": 0.5, "twin": {"own": "vectors"}},
 }
+METHODS["dan-own-all"] = Method("b", "DAN, own-all", partial(searched, **DIALS["own-all"]))
+METHODS["dan-all"] = Method("b", "DAN, all", partial(searched, **DIALS["all"]))
 METHODS |= {f"an-{name}": Method("a", f"AN, {name}", partial(adjoined, **o)) for name, o in DIALS.items()}

@@ -67,6 +67,8 @@ SCALES: dict[str, Scale] = {
             warmup_epochs=1,
             workers=0,
             device="cpu",
+            search_epochs=3,
+            per="axis",
         ),
         scopes=("full", "inner"),
     ),

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import set_seed
@@ -36,9 +37,11 @@ class Start:
         """The setting for `put_in_order`."""
         return replace(self.setting, config=replace(self.setting.config, order=order))  # type: ignore[arg-type]
 
-    def searching(self, macs: int, stream: float | None) -> Setting:
-        """The setting of a search to a budget, with checkpoints and a history of its own."""
-        config = replace(self.setting.config, search=True, macs=float(macs), stream=stream, alpha=None)
+    def searching(self, macs: int, stream: float | None, loss: dict[str, Any]) -> Setting:
+        """The setting of a search to a budget and by a loss, with checkpoints and a history of its own."""
+        config = replace(
+            self.setting.config, search=True, macs=float(macs), stream=stream, alpha=None, **loss
+        )
         checkpoints = Checkpoints(self.setting.checkpoints.folder / "search")
         return replace(self.setting, config=config, checkpoints=checkpoints, history=[])
 
