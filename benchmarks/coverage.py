@@ -44,14 +44,20 @@ def main() -> None:
     parser.add_argument(
         "--timeout", type=float, default=600, help="seconds for one row (Torch-Pruning: a tenth)"
     )
-    parser.add_argument("--again", action="store_true", help="run rows that are there already")
+    parser.add_argument(
+        "--again",
+        action="store_true",
+        help="run rows that are there already (Torch-Pruning with --torch-pruning)",
+    )
     args = parser.parse_args()
     ROWS.mkdir(parents=True, exist_ok=True)
     for i, row in enumerate(rows := table()):
         if args.only and row.name not in args.only:
             continue
         path = _path(row.name)
-        data = json.loads(path.read_text()) if path.exists() and not args.again else {}
+        data = json.loads(path.read_text()) if path.exists() else {}
+        if args.again:  # the other's result stands, unless it is asked for again too
+            data = {k: v for k, v in data.items() if k == "torch_pruning" and not args.torch_pruning}
         if "status" not in data:
             data |= {"name": row.name, "library": row.library, **_run(_row, row, args.timeout)}
         if args.torch_pruning and "torch_pruning" not in data:
