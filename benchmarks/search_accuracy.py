@@ -2,7 +2,7 @@
 
     python -m benchmarks.search_accuracy [--data ../shared/data/cifar10] [--work runs/search_accuracy] [--images 50000]
         [--seeds 0 1 2] [--random 5] [--epochs 30] [--macs 0.45] [--model digits_vit] [--model-args JSON] [--img-size 32]
-        [--device auto]
+        [--order magnitude] [--device auto]
 
 For every seed: the large network is trained alone, then a search to the budget starts from it, once with constant
 temperature and once annealed. Each plan found, the uniform plan and random plans (random gates, the same knapsack) of
@@ -126,12 +126,15 @@ def main() -> None:
     parser.add_argument("--model-args", type=json.loads, default={"in_chans": 3})
     parser.add_argument("--img-size", type=int, default=32)
     parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument(
+        "--order", default=CompressConfig.order, help="what is cut last, as in adjoined compress"
+    )
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
     data = first_images(Path(args.data), args.work / f"data-{args.images}", args.images)
     config = CompressConfig(
         model=args.model, model_args=args.model_args, data=str(data), epochs=args.epochs, macs=args.macs,
-        img_size=args.img_size, batch_size=args.batch_size, device=args.device, workers=0,
+        img_size=args.img_size, batch_size=args.batch_size, device=args.device, order=args.order, workers=0,
     )  # fmt: skip
     rows: list[dict[str, Any]] = []
     settings = {
