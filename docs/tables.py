@@ -166,12 +166,19 @@ def accuracy_cpu(found: dict[str, Any]) -> list[Row]:
 
 
 def ordering_cpu(found: dict[str, Any]) -> list[Row]:
-    head = ("scope", "α", "as it comes, top-1", "magnitude", "activation", "taylor")
+    head = ("scope", "α", "as it comes, top-1", "magnitude", "activation", "taylor", "turned, then magnitude")
     groups: dict[tuple[str, float], dict[str, float]] = {}
     for row in found["rows"]:
-        groups.setdefault((row["scope"], row["alpha"]), {"none": row["before"]})[row["order"]] = row["after"]
-    names = ("none", "magnitude", "activation", "taylor")
-    return [head, *((scope, f"{a:g}", *(f"{g[n]:.2f}" for n in names)) for (scope, a), g in groups.items())]
+        kind = "turned" if row.get("turned") else row["order"]
+        groups.setdefault((row["scope"], row["alpha"]), {"none": row["before"]})[kind] = row["after"]
+    names = ("none", "magnitude", "activation", "taylor", "turned")
+    return [
+        head,
+        *(
+            (scope, f"{a:g}", *(f"{g[n]:.2f}" if n in g else "" for n in names))
+            for (scope, a), g in groups.items()
+        ),
+    ]
 
 
 def ordering_digits(found: dict[str, Any]) -> list[Row]:

@@ -83,9 +83,17 @@ def macs_of(net: nn.Module, example: Tensor) -> int:
     return counter.get_total_flops() // 2 // len(example)
 
 
-def adjoined(start: Start, plan: Plan, *, order: str = ORDER, twin: Facts | None = None, **loss: Any) -> Made:
+def adjoined(
+    start: Start,
+    plan: Plan,
+    *,
+    order: str = ORDER,
+    rotate: bool = True,
+    twin: Facts | None = None,
+    **loss: Any,
+) -> Made:
     """AN-ViT from the ordered base; `loss`: options of the adjoined loss, `twin`: of the twin."""
-    model, facts = _ordered(start, plan, order)
+    model, facts = _ordered(start, plan, order, rotate)
     options = start.setting.config.loss_options | loss
     if "ramp" in options:
         options["schedule"] = partial(lambda_schedule, ramp=options.pop("ramp"))
@@ -96,16 +104,18 @@ def searched(start: Start, plan: Plan, *, twin: Facts | None = None, **loss: Any
     """DAN-ViT: search to the multiply-adds of `plan`, within its stream, by the loss of the AN training that follows."""
     macs = start.axes.cost(plan).macs
     stream = next((w.alpha for w in plan.widths if w.role == "stream" and w.kept != w.size), None)
-    model, _ = _ordered(start, None, ORDER)
     wanted = start.searching(macs, stream, loss)
     config = wanted.config
-    objective = objective_of(wanted.config, model, start.axes, start.setting.accelerator.device)
+    objective = objective_of(wanted.config, start.model, start.axes, start.setting.accelerator.device)
+    model = copy.deepcopy(start.model)
+    put_in_order(model, start.axes, [objective.network.within], wanted, judged=False)
+    objective.network.large.load_state_dict(model.state_dict())
     assert config.lr is not None
     phase = Phase("search", 1, config.search_epochs or config.epochs, config.lr, judged_by="small")
     rows = train(SearchTask(objective, config.gate_lr), phase, wanted)
     found = objective.plan()
     made = replace(start, model=model)
-    task, facts = adjoined(made, found, order="none", twin=twin, **loss)
+    task, facts = adjoined(made, found, order="none", rotate=False, twin=twin, **loss)
     kept = {w.name: w.kept for w in found.widths if w.kept != w.size}
     spent = {"search_epochs": phase.epochs, "search_seconds": sum(row["seconds"] for row in rows)}
     return task, facts | {"plan": kept} | spent
@@ -122,9 +132,9 @@ def scratch(start: Start, plan: Plan, *, distil: bool) -> Made:
     return StudentTask(net, copy.deepcopy(start.model) if distil else None), {}
 
 
-def cut(start: Start, plan: Plan, *, distil: bool, order: str = ORDER) -> Made:
+def cut(start: Start, plan: Plan, *, distil: bool, order: str = ORDER, rotate: bool = True) -> Made:
     """The network of the plan, cut out of the ordered base, with weights of its own from then on."""
-    model, facts = _ordered(start, plan, order)
+    model, facts = _ordered(start, plan, order, rotate)
     net = Adjoined(model, plan, axes=start.axes, check=False).small()
     return StudentTask(net, copy.deepcopy(start.model) if distil else None), facts
 
@@ -176,9 +186,9 @@ def _prune(model: nn.Module, batch: tuple[Tensor, Tensor], ratio: float) -> nn.M
     return model
 
 
-def _ordered(start: Start, plan: Plan | None, order: str) -> tuple[nn.Module, Facts]:
+def _ordered(start: Start, plan: Plan, order: str, rotate: bool) -> tuple[nn.Module, Facts]:
     model = copy.deepcopy(start.model)
-    return model, put_in_order(model, start.axes, plan, start.ordering(order))
+    return model, put_in_order(model, start.axes, [plan], start.ordering(order, rotate))
 
 
 DISTIL: Facts = {"distil": True}
@@ -189,6 +199,9 @@ METHODS: dict[str, Method] = {
     "scratch-kd": Method("d", "from scratch, distilled from the base", partial(scratch, distil=True)),
     "tp": Method("e", "Torch-Pruning, fine-tuned", partial(torch_pruning, distil=False), scopes=("full",)),
     "tp-kd": Method("f", "Torch-Pruning, distilled", partial(torch_pruning, distil=True), scopes=("full",)),
+    "cut-kd-unturned": Method(
+        "g", "the same, the stream not turned", partial(cut, distil=True, rotate=False), scopes=("full",)
+    ),
     "cut-kd": Method("g", "cut by importance, distilled, weights not shared", partial(cut, distil=True)),
     "longer": Method("", "base, trained as long", longer, scopes=("full",)),
 }
@@ -207,6 +220,13 @@ DIALS: dict[str, Facts] = {
     "own-all": {"detach_large": True, "ramp": 0.0, "small_ce": 1.0, "twin": {"own": "all"}},
     "all": {"detach_large": True, "ramp": 0.0, "small_ce": 0.5, "twin": {"own": "vectors"}},
 }
+for _name in ("all", "own-all"):
+    METHODS[f"an-{_name}-unturned"] = Method(
+        "a",
+        f"AN, {_name}, the stream not turned",
+        partial(adjoined, rotate=False, **DIALS[_name]),
+        scopes=("full",),
+    )
 METHODS["dan-own-all"] = Method("b", "DAN, own-all", partial(searched, **DIALS["own-all"]))
 METHODS["dan-all"] = Method("b", "DAN, all", partial(searched, **DIALS["all"]))
 METHODS |= {f"an-{name}": Method("a", f"AN, {name}", partial(adjoined, **o)) for name, o in DIALS.items()}

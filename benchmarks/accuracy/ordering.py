@@ -34,14 +34,23 @@ def main() -> None:
     for scope in ("inner", "full"):
         for alpha in args.alpha:
             plan = start.axes.plan(alpha=alpha, scope=scope)
-            for order in ("magnitude", "activation", "taylor"):
-                facts = put_in_order(copy.deepcopy(start.model), start.axes, plan, start.ordering(order))
+            turns = ((order, False) for order in ("magnitude", "activation", "taylor"))
+            for order, rotate in (*turns, *[("magnitude", True)] * (scope == "full")):
+                setting = start.ordering(order, rotate)
+                facts = put_in_order(copy.deepcopy(start.model), start.axes, [plan], setting)
                 before, after = facts["top1_small_unordered"], facts["top1_small_ordered"]
                 rows.append(
-                    {"scope": scope, "alpha": alpha, "order": order, "before": before, "after": after}
+                    {
+                        "scope": scope,
+                        "alpha": alpha,
+                        "order": order,
+                        "turned": rotate,
+                        "before": before,
+                        "after": after,
+                    }
                 )
                 print(
-                    f"{scope} α={alpha:g}  {order:<10} {before:.2f} → {after:.2f} %  {after / before:.2f} ×",
+                    f"{scope} α={alpha:g}  {order:<10} {'turned' * rotate} {before:.2f} → {after:.2f} %  {after / before:.2f} ×",
                     flush=True,
                 )
     write(

@@ -33,9 +33,10 @@ class Start:
         set_seed(self.setting.config.seed + 1)
         return load_parts(self.setting.config)[1]
 
-    def ordering(self, order: str) -> Setting:
+    def ordering(self, order: str, rotate: bool) -> Setting:
         """The setting for `put_in_order`."""
-        return replace(self.setting, config=replace(self.setting.config, order=order))  # type: ignore[arg-type]
+        config = replace(self.setting.config, order=order, rotate=rotate)  # type: ignore[arg-type]
+        return replace(self.setting, config=config)
 
     def searching(self, macs: int, stream: float | None, loss: dict[str, Any]) -> Setting:
         """The setting of a search to a budget and by a loss, with checkpoints and a history of its own."""

@@ -194,6 +194,8 @@ def test_a_plan_a_budget_or_the_stream_too(config, finished, quiet, tmp_path):
     assert results["plan"]["small"]["macs"] == finished[1]["small"]["macs"]
     assert results["macs"]["small"]["macs"] <= 0.7 * results["macs"]["base"]["macs"]
     assert results["full"]["small"] == results["stream"]["small"]
+    assert results["full"]["turned"] == ["stream"]
+    assert "turned" not in results["macs"]
     assert results["full"]["small"]["macs"] < finished[1]["small"]["macs"]
 
 

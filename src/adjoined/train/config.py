@@ -146,6 +146,9 @@ class CompressConfig:
         "what is cut last: by weight (magnitude), what is multiplied by it too (activation), the loss's gradient "
         "(taylor), or as it comes (none)",
     ] = "magnitude"
+    rotate: Annotated[
+        bool, "turn a stream that is cut to its principal directions first, where its LayerNorms allow that"
+    ] = True
     detach_large: Annotated[bool, "stop the gradient of the KL term at the large network"] = False
     small_ce: Annotated[float, "weight of a label term for the small network"] = 0.0
     kl_weight: Annotated[float, "weight of the KL term, beside its schedule λ(t)"] = 1.0

@@ -23,6 +23,8 @@ from adjoined.train.search import search_facts
 __all__ = ["SMALL", "finish", "size_names"]
 
 SMALL = "small"
+# What was done before the first slice, as `put_in_order` tells it.
+PREPARED = ("order", "turned", "unturned", "top1_small_unordered", "top1_small_ordered")
 
 
 def size_names(alphas: Sequence[float]) -> list[str]:
@@ -71,7 +73,7 @@ def _result(
         "seed": config.seed,
         "torch": torch.__version__,
         "blocks": _blocks(axes, twin.plan),
-        **{k: last[k] for k in ("order", "top1_small_unordered", "top1_small_ordered") if k in last},
+        **{k: last[k] for k in PREPARED if k in last},
         **search_facts(config, axes),
     }
 

@@ -1,5 +1,6 @@
-"""Before the first slice is taken: the entries of every axis in the order of their importance."""
+"""Before the first slice is taken: streams turned to their principal directions, other axes in the order of importance."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from adjoined.core.plan import Plan
 from adjoined.core.twin import Adjoined
 from adjoined.data import some_pictures
 from adjoined.importance import activation_scores, magnitude_scores, order_axes, taylor_scores
+from adjoined.rotation import rotate_streams
 from adjoined.train.evaluate import judge
 from adjoined.train.phase import Setting
 
@@ -18,36 +20,38 @@ __all__ = ["put_in_order"]
 IMAGES, BATCH = 256, 16
 
 
-def put_in_order(model: nn.Module, axes: Axes, plan: Plan | None, setting: Setting) -> dict[str, Any]:
-    """Order the axes of `model` in place by `--order`; what it did to the small network of `plan`, before training.
+def put_in_order(
+    model: nn.Module, axes: Axes, plans: Sequence[Plan], setting: Setting, *, judged: bool = True
+) -> dict[str, Any]:
+    """Make the leading entries of each axis of `model` the best ones, in place, by `--rotate` and `--order`.
 
-    Returns: order, and with a plan top1_small_unordered and top1_small_ordered in percent.
+    Returns what it did: order; turned, the streams that were turned; unturned, stream → why not; and if `judged`, of the
+    small network of the first plan before training, top1_small_unordered and top1_small_ordered in percent.
     """
-    kind = setting.config.order
-    if kind == "none":
-        return {}
-    device = setting.accelerator.device
+    config, device = setting.config, setting.accelerator.device
     model.to(device)
-    facts: dict[str, Any] = {"order": kind}
-    before = _top1(model, axes, plan, setting)
-    if kind == "magnitude":
-        scores = magnitude_scores(model, axes)
-    else:
-        x, target = some_pictures(setting.train.images, setting.train.inputs, IMAGES)
-        inputs, labels = x.to(device).split(BATCH), target.to(device).split(BATCH)
-        if kind == "taylor":
+    before = _top1(model, axes, plans[0], setting) if judged else None
+    pictures, target = some_pictures(setting.train.images, setting.train.inputs, IMAGES)
+    inputs, labels = pictures.to(device).split(BATCH), target.to(device).split(BATCH)
+    found = rotate_streams(model, axes, plans, inputs) if config.rotate else {}
+    facts: dict[str, Any] = {"turned": [name for name, why in found.items() if why is None]}
+    facts["unturned"] = {name: why for name, why in found.items() if why is not None}
+    if config.order != "none":
+        if config.order == "magnitude":
+            scores = magnitude_scores(model, axes)
+        elif config.order == "taylor":
             scores = taylor_scores(model, axes, zip(inputs, labels, strict=True))
         else:
             scores = activation_scores(model, axes, inputs)
-    order_axes(model, axes, scores)
-    if plan is not None:
-        facts |= {"top1_small_unordered": before, "top1_small_ordered": _top1(model, axes, plan, setting)}
+        order_axes(model, axes, {k: v for k, v in scores.items() if k not in facts["turned"]})
+        facts["order"] = config.order
+    facts = {name: fact for name, fact in facts.items() if fact}
+    if judged and facts:
+        facts |= {"top1_small_unordered": before, "top1_small_ordered": _top1(model, axes, plans[0], setting)}
     return facts
 
 
-def _top1(model: nn.Module, axes: Axes, plan: Plan | None, setting: Setting) -> float | None:
-    if plan is None:
-        return None
+def _top1(model: nn.Module, axes: Axes, plan: Plan, setting: Setting) -> float:
     twin = Adjoined(model, plan, axes=axes, check=False).to(setting.accelerator.device).eval()
     with torch.no_grad():
         return judge({"small": twin.small_forward}, setting)["small"]

@@ -110,7 +110,8 @@ def _compress(
     if state is None or state["phase"] == "base":
         _train_base(model, setting, folder, state)
         state = None
-        history[-1] |= put_in_order(model, axes, plans[0] if plans else None, setting)
+        narrower = [objective.network.within] if objective is not None else plans
+        history[-1] |= put_in_order(model, axes, narrower, setting, judged=objective is None)
         if accelerator.is_main_process:
             rewrite_metrics(folder, history)
     if objective is not None:
