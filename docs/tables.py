@@ -87,6 +87,14 @@ def search_cost(rows: dict[str, Any]) -> list[Row]:
     ]
 
 
+def search_accuracy(found: dict[str, Any]) -> list[Row]:
+    head = ("plan", "runs", "multiply-adds", "small, top-1 (standard deviation)")
+    return [head] + [
+        (r["plan"], r["runs"], f"{r['macs']:.3f}", f"{r['top1']:.2f} ({r['sd']:.2f})")
+        for r in found["summary"]
+    ]
+
+
 def search_latency(rows: list[dict[str, Any]]) -> list[Row]:
     head = ("network", "backend", "sum over blocks, ms", "as timed, ms", "error")
     return [head] + [
@@ -218,6 +226,7 @@ TABLES: dict[str, Callable[[Any], list[Row]]] = {
         step_time,
         throughput,
         search_cost,
+        search_accuracy,
         search_latency,
         deploy_latency,
         accuracy_cpu,
