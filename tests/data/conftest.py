@@ -7,10 +7,11 @@ from PIL import Image
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
-    """`datasets` copies what it reads; keep that out of the user's cache."""
+    """What is fetched or copied stays out of the user's cache."""
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+    monkeypatch.setenv("ADJOINED_CACHE", str(tmp_path_factory.mktemp("fetched")))
 
 
 @pytest.fixture

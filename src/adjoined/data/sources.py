@@ -75,14 +75,7 @@ def _numbered(what: str, rows: np.ndarray, i: int) -> str:
 
 def _parquet(folder: Path) -> ImageData:
     """Parquet shards; the class names are those of the `label` column's schema metadata, else 0, 1, …"""
-    shards = {s: sorted(map(str, folder.glob(f"{s}-*.parquet"))) for s in ("train", "validation", "test")}
-    held_out = "validation" if shards["validation"] else "test"
-    missing = [s for s in ("train", held_out) if not shards[s]]
-    if missing:
-        wanted = " and ".join("validation-* or test-*" if s == "test" else f"{s}-*" for s in missing)
-        found = ", ".join(sorted(p.name for p in folder.glob("*.parquet"))[:5])
-        raise DataError(f"{folder} holds parquet shards but no {wanted}.parquet; found {found}")
-    splits = {s: shards[s] for s in ("train", held_out)}
+    splits = hub.parquet_splits(str(folder), map(str, folder.glob("*.parquet")))
     stamp = [(Path(f).name, Path(f).stat().st_size) for files in splits.values() for f in files]
     return hub.from_datasets(str(folder), hub.load(str(folder), "parquet", data_files=splits), stamp=stamp)
 
