@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from streams import counted
+
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
@@ -43,3 +45,9 @@ def class_folders(tmp_path, png):
         return root
 
     return build
+
+
+@pytest.fixture
+def network(monkeypatch):
+    """What stands for a network, memory://, counted and breakable."""
+    return counted(monkeypatch)

@@ -44,7 +44,7 @@ class Local(Sampler[int]):
         _, group, sizes = self.groups.unique(return_inverse=True, return_counts=True)
         order = torch.randperm(len(sizes), generator=generator)
         middles = torch.empty(len(sizes), dtype=torch.float64)
-        middles[order] = sizes[order].cumsum(0) - sizes[order] / 2
+        middles[order] = sizes[order].cumsum(0) - sizes[order].double() / 2
         places = middles[group] + width * (torch.rand(rows, generator=generator, dtype=torch.float64) - 0.5)
         places = places.abs()
         places = torch.where(places > rows, 2 * rows - places, places)
