@@ -55,7 +55,7 @@ def size_of(url):
 
 
 def cached(kind="*.arrow"):
-    return list(Path(os.environ[cache.FOLDER]).glob(kind))
+    return list(Path(os.environ[cache.FOLDER], "fetched").glob(kind))
 
 
 def allow(monkeypatch, size):

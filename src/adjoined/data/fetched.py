@@ -16,7 +16,7 @@ __all__ = ["FOLDER", "LIMIT", "fetched", "key_of", "limit_bytes"]
 
 # Environment variables, for they say what this machine has, not what a run computes.
 FOLDER, LIMIT = "ADJOINED_CACHE", "ADJOINED_CACHE_GIB"
-DEFAULT_FOLDER, DEFAULT_GIB = "~/.cache/adjoined/fetched", 20.0
+DEFAULT_GIB = 20.0
 
 # Seconds before each new try of a fetch that failed.
 PAUSES = (1.0, 4.0)
@@ -32,7 +32,7 @@ def fetched(key: str, what: str, fetch: Callable[[], pa.Table]) -> pa.Table:
 
     Raises `DataError` when `what` cannot be fetched in three tries, or the cache not be written.
     """
-    folder = Path(os.environ.get(FOLDER) or DEFAULT_FOLDER).expanduser()
+    folder = _folder()
     path, limit = folder / f"{key}.arrow", limit_bytes()
     try:
         if (table := _cached(path)) is not None:
@@ -67,6 +67,12 @@ def limit_bytes() -> int:
             f"{LIMIT}={given} is no size; set it to a number of GiB above 0, such as {DEFAULT_GIB:g}"
         )
     return int(gib * 2**30)
+
+
+def _folder() -> Path:
+    """fetched/ in $ADJOINED_CACHE, or in `adjoined` in the user's cache folder."""
+    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adjoined"
+    return Path(os.environ.get(FOLDER) or user).expanduser() / "fetched"
 
 
 def _cached(path: Path) -> pa.Table | None:
