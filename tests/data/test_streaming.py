@@ -110,24 +110,29 @@ def test_only_labels_travel_before_training(network, monkeypatch):
 
 
 def test_an_epoch_fetches_each_row_group_once(network, shards, monkeypatch):
+    """From a cache that holds half of them; a plain shuffle would fetch some again and again."""
     url = shards("memory://x")
     train = load_data(url, streaming=True).train
-    made = make_batches(train, INPUTS, batch_size=16, augment="none")
-    assert made.pixels is None
-    for limit, fetches in ((0.55, (16, 18)), (10, (0, 16))):
-        allow(monkeypatch, limit * size_of(url))
-        for number in (1, 2):
-            before = network.opened
-            assert len(epoch(made, epoch=number)[1]) == 160
-            if limit < 1:
-                assert fetches[0] - 9 <= network.opened - before <= fetches[1]
-                assert sum(p.stat().st_size for p in cached()) <= limit * size_of(url)
-        assert limit < 1 or network.opened - before == 0  # all lie there now
-    before = network.opened
-    for path in cached():
-        path.unlink()
-    epoch(made, epoch=3)
-    assert network.opened - before == 16
+    limit = 0.55 * size_of(url)
+    allow(monkeypatch, limit)
+
+    def fetches(images, number):
+        made = make_batches(images, INPUTS, batch_size=16, augment="none", cache="none")
+        before = network.opened
+        assert len(epoch(made, epoch=number)[1]) == 160
+        assert sum(p.stat().st_size for p in cached()) <= limit
+        return network.opened - before
+
+    for number in (1, 2):
+        for path in cached():
+            path.unlink()
+        assert fetches(train, number) == 16
+    assert fetches(replace(train, groups=None), 1) > 3 * 16
+    assert make_batches(train, INPUTS, batch_size=16, augment="none").pixels is None
+    limit = 10 * size_of(url)
+    allow(monkeypatch, limit)
+    fetches(train, 3)
+    assert fetches(train, 4) == 0
 
 
 def test_training_is_that_of_a_plain_shuffle_in_another_order(tmp_path, shards):
