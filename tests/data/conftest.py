@@ -4,13 +4,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from streams import counted
+
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
-    """`datasets` copies what it reads; keep that out of the user's cache."""
+    """What is fetched or copied stays out of the user's cache."""
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+    monkeypatch.setenv("ADJOINED_CACHE", str(tmp_path_factory.mktemp("fetched")))
 
 
 @pytest.fixture
@@ -42,3 +45,9 @@ def class_folders(tmp_path, png):
         return root
 
     return build
+
+
+@pytest.fixture
+def network(monkeypatch):
+    """What stands for a network, memory://, counted and breakable."""
+    return counted(monkeypatch)

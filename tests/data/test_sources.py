@@ -1,7 +1,10 @@
 import bz2
+import gzip
 import io
 import json
+import os
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -84,18 +87,88 @@ def test_parquet_labels_without_names_are_numbered(tmp_path, png):
     assert load_data(str(tmp_path)).classes == ("0", "1", "2")
 
 
+def write_tar(path, members):
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    return path
+
+
 def test_webdataset_shards(tmp_path, png):
-    for split, numbers in (("train", range(4)), ("val", range(4, 6))):
-        with tarfile.open(tmp_path / f"x-{split}-0.tar", "w") as tar:
-            for i in numbers:
-                for name, content in ((f"{i}.png", png(i)), (f"{i}.cls", str(i % 2).encode())):
-                    entry = tarfile.TarInfo(name)
-                    entry.size = len(content)
-                    tar.addfile(entry, io.BytesIO(content))
+    """As `datasets` reads them, but in place: nothing but a small index is written."""
+    import datasets
+
+    long = "folder/" + "a" * 120  # a name that takes a header of its own
+    for shard, numbers in (("train-0", (0, 1)), ("train-1", (2, 3)), ("val-0", (4, 5))):
+        members = [
+            (f"{long}{i}.{e}", c) for i in numbers for e, c in (("PNG", png(i)), ("cls", b"%d" % (i % 2)))
+        ]
+        write_tar(tmp_path / f"x-{shard}.tar", members)
     data = load_data(f"wds:{tmp_path}/x-{{split}}-*.tar")
     assert data.classes == ("0", "1")
     assert data.train.labels.tolist() == [0, 1, 0, 1]
     assert np.array_equal(np.asarray(data.validation.read(1)), rgb(png(5)))
+    assert not any(datasets.config.HF_DATASETS_CACHE.rglob("*.arrow"))
+    cached = list(Path(os.environ["ADJOINED_CACHE"]).rglob("*.arrow"))
+    assert len(cached) == 3
+    assert sum(p.stat().st_size for p in cached) < 3 * 2000
+    files = {"train": sorted(map(str, tmp_path.glob("x-train-*"))), "val": [str(tmp_path / "x-val-0.tar")]}
+    theirs = datasets.load_dataset("webdataset", data_files=files)
+    for mine, split in ((data.train, "train"), (data.validation, "val")):
+        assert mine.labels.tolist() == theirs[split]["cls"]
+        for i in range(len(mine)):
+            assert np.array_equal(np.asarray(mine.read(i)), np.asarray(theirs[split][i]["PNG"]))
+            assert theirs[split][i]["__key__"][:99] in mine.name(i)
+
+
+def test_webdataset_classes_in_json_and_stray_members(tmp_path, png):
+    """A second picture of a sample, notes and hidden files are no samples."""
+    members = [("._0.png", b"x"), ("readme.txt", b"x"), ("0.png", png(0)), ("0.mask.png", png(9)),
+               ("0.json", b'{"label": 1}'), ("1.mask.png", png(9)), ("1.png", png(1)), ("1.json", b'{"label": 0}')]  # fmt: skip
+    write_tar(tmp_path / "train.tar", members)
+    write_tar(tmp_path / "test.tar", [("7.label", b" 1 \n"), ("7.png", png(7))])
+    data = load_data(f"wds:{tmp_path}/{{split}}.tar")
+    assert data.train.labels.tolist() == [1, 0]
+    assert data.validation.labels.tolist() == [1]
+    for i in range(2):
+        assert np.array_equal(np.asarray(data.train.read(i)), rgb(png(i)))
+    assert np.array_equal(np.asarray(data.validation.read(0)), rgb(png(7)))
+
+
+def test_the_index_of_a_shard_follows_the_shard(tmp_path, png):
+    for split in ("train", "val"):
+        write_tar(tmp_path / f"{split}.tar", [("0.png", png(0)), ("0.cls", b"0")])
+    spec = f"wds:{tmp_path}/{{split}}.tar"
+    first = load_data(spec)
+    assert load_data(spec).fingerprint == first.fingerprint
+    write_tar(
+        tmp_path / "train.tar", [("5.png", png(5)), ("5.cls", b"0"), ("6.png", png(6)), ("6.cls", b"1")]
+    )
+    second = load_data(spec)
+    assert second.fingerprint != first.fingerprint
+    assert second.train.labels.tolist() == [0, 1]
+    assert np.array_equal(np.asarray(second.train.read(1)), rgb(png(6)))
+
+
+def tar_of(*members, cut=None, zipped=False):
+    """Writes train.tar with these members, the text "PNG" standing for a picture, and a val.tar that is well."""
+
+    def write(root, png):
+        content = [(name, png(0) if text == "PNG" else text.encode()) for name, text in members]
+        path = write_tar(root / "train.tar", content)
+        whole = path.read_bytes()
+        path.write_bytes(gzip.compress(whole) if zipped else whole[:cut])
+        write_tar(root / "val.tar", [("0.png", png(1)), ("0.cls", b"0")])
+        return f"wds:{root}/{{split}}.tar"
+
+    return write
+
+
+def both_splits(root, png):
+    write_tar(root / "train-val.tar", [("0.png", png(0)), ("0.cls", b"0")])
+    return f"wds:{root}/*{{split}}*.tar"
 
 
 def test_torchvision_by_split(tmp_path, png):
@@ -176,6 +249,46 @@ WRONG = {
     "too large a label": (two_shards([0, 2], [0]), "first is 2 of row 1 of train; labels must lie in 0 to 1"),
     "no such torchvision set": (lambda root, png: "torchvision:CIFAR11", "did you mean CIFAR10"),
     "no split in the pattern": (lambda root, png: f"wds:{root}/x.tar", "write wds:folder/"),
+    "shards elsewhere": (
+        lambda root, png: "wds:s3://b/{split}.tar",
+        "lies elsewhere.*save the pictures as parquet",
+    ),
+    "shards of both splits": (both_splits, "finds .*train-val.tar for train and for val; write a pattern"),
+    "no class in a shard": (tar_of(("a.png", "PNG")), "train.tar: a has no class; give it a.cls"),
+    "json without class": (
+        tar_of(("a.png", "PNG"), ("a.json", "{}")),
+        "train.tar: a has no class; give it a.cls",
+    ),
+    "json that is none": (
+        tar_of(("a.png", "PNG"), ("a.json", "{")),
+        "a.json is no JSON: .*; mend or remove it",
+    ),
+    "a class in words": (
+        tar_of(("a.png", "PNG"), ("a.cls", "dog")),
+        "a.cls is 'dog'; a class must be a whole",
+    ),
+    "a class in json, broken": (
+        tar_of(("a.png", "PNG"), ("a.json", '{"label": 1.5}')),
+        "a.json .label. is '1.5'",
+    ),
+    "no picture in a shard": (
+        tar_of(("a.txt", "x"), ("a.cls", "0")),
+        "a has no picture.*only txt, cls; add a.jpg",
+    ),
+    "the same name twice": (tar_of(("a.png", "PNG"), ("a.cls", "0"), ("a.png", "PNG")), "a.png comes twice"),
+    "a shard without samples": (tar_of(), "the train split holds no pictures"),
+    "a shard cut short": (
+        tar_of(("a.png", "PNG"), ("a.cls", "0"), cut=600),
+        "train.tar is no whole .tar file: .*; fetch",
+    ),
+    "a shard cut in a header": (
+        tar_of(("a.png", "PNG"), ("a.cls", "0"), ("b.png", "PNG"), cut=2200),
+        "is no whole .tar file: no header at byte 2,048",
+    ),
+    "a shard compressed": (
+        tar_of(("a.png", "PNG"), ("a.cls", "0"), zipped=True),
+        "decompress it if it is a .tar.gz",
+    ),
     "nothing matches": (lambda root, png: f"wds:{root}/{{split}}.tar", "has no split.*found none"),
 }
 

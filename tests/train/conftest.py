@@ -6,6 +6,7 @@ from rich.console import Console
 
 from adjoined.train.config import CompressConfig
 from adjoined.train.run import compress
+from streams import counted
 
 # The smallest run: digits, one block, α = 2, two epochs of both phases, three steps each.
 TINY_RUN = {
@@ -44,3 +45,9 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished") / "run"
     console = Console(file=io.StringIO(), width=200)
     return folder, compress(CompressConfig(**TINY_RUN, out=str(folder)), console=console)
+
+
+@pytest.fixture
+def network(monkeypatch):
+    """What stands for a network, memory://, counted and breakable."""
+    return counted(monkeypatch)

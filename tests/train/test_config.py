@@ -40,6 +40,11 @@ def test_the_base_is_trained_where_no_weights_are_given(given, epochs):
         ({"clip_grad": float("nan")}, "--clip-grad is nan"),
         ({"alpha": 2.0, "macs": 0.5}, "--alpha 2.0 and --macs 0.5 say two things"),
         ({"plan": "p.json", "params": 0.5}, "--plan p.json and --params 0.5"),
+        (
+            {"streaming": True, "cache": "memory"},
+            "--cache memory holds all pictures, --streaming never has them",
+        ),
+        ({"streaming": True, "cache": "device"}, "--cache device holds all pictures"),
         ({"checkpoint": "x", "pretrained": True}, "both give weights"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What `datasets` and torchvision fetch and read: hf:NAME, wds:PATTERN, torchvision:NAME, parquet shards."""
+"""What `datasets` and torchvision fetch and read, hf:NAME, torchvision:NAME, parquet shards; and wds:PATTERN."""
 
 import inspect
 import io
@@ -12,24 +12,34 @@ import torch
 from PIL import Image
 
 from adjoined.data.images import ImageData, Images, make_data
+from adjoined.data.tars import from_shards
 from adjoined.errors import DataError, did_you_mean
 
-__all__ = ["KINDS", "from_datasets", "load"]
+__all__ = [
+    "KINDS",
+    "columns",
+    "from_datasets",
+    "held_out_split",
+    "load",
+    "numbers",
+    "parquet_splits",
+    "row_name",
+]
 
 HELD_OUT = ("validation", "val", "valid", "test")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "cls", "class", "target")
 DOWNLOADS = "~/.cache/adjoined"
 
 
-def load(name: str, builder: str, **options: Any) -> Any:
-    """`datasets.load_dataset` without its progress bars, its many errors told in one line about `name`."""
+def load(name: str, builder: str, *, by: str = "load_dataset", **options: Any) -> Any:
+    """`datasets.load_dataset`, or its sister `by`, without progress bars, its many errors told in one line about `name`."""
     import datasets
     from datasets.exceptions import DatasetsError
 
     shown = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
-        return datasets.load_dataset(builder, **options)
+        return getattr(datasets, by)(builder, **options)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         raise DataError(f"datasets cannot load {name}: {_line(error)}") from error
     finally:
@@ -39,23 +49,45 @@ def load(name: str, builder: str, **options: Any) -> Any:
 
 def from_datasets(name: str, splits: Any, *, stamp: Iterable[object]) -> ImageData:
     """From a `datasets.DatasetDict` with train and a held-out split, an image and an integer label column."""
-    held_out = next((s for s in HELD_OUT if s in splits), None)
-    if "train" not in splits or held_out is None:
-        wanted = ", ".join(HELD_OUT)
-        raise DataError(
-            f"{name} has no split: looked for train with one of {wanted}; found {', '.join(splits)}"
-        )
-    image, label = _columns(name, splits["train"])
+    held_out = held_out_split(name, splits)
+    features = splits["train"].features
+    image, label = columns(name, features)
     train, validation = (_rows(splits[s], image, label, s) for s in ("train", held_out))
-    classes = getattr(splits["train"].features[label], "names", None) or _numbers(train.labels)
+    classes = getattr(features[label], "names", None) or numbers(train.labels)
     return make_data(name, train, validation, classes, stamp=stamp)
 
 
-def _columns(name: str, rows: Any) -> tuple[str, str]:
-    """The names of the image and the label column."""
+def held_out_split(name: str, splits: Iterable[str], where: str = "") -> str:
+    """Which of `splits` is the held-out one. Raises `DataError` where there is none, or no train."""
+    splits = list(splits)
+    held_out = next((s for s in HELD_OUT if s in splits), None)
+    if "train" not in splits or held_out is None:
+        raise DataError(
+            f"{name} has no split: looked for {where}train with one of {', '.join(HELD_OUT)}; "
+            f"found {', '.join(splits) or 'none'}"
+        )
+    return held_out
+
+
+def parquet_splits(name: str, files: Iterable[str]) -> dict[str, list[str]]:
+    """Split → its .parquet files, of a folder `name` of shards. Raises `DataError` where one is missing."""
+    files = sorted(files)
+    shards = {
+        s: [f for f in files if Path(f).name.startswith(f"{s}-")] for s in ("train", "validation", "test")
+    }
+    held_out = "validation" if shards["validation"] else "test"
+    missing = [s for s in ("train", held_out) if not shards[s]]
+    if missing:
+        wanted = " and ".join("validation-* or test-*" if s == "test" else f"{s}-*" for s in missing)
+        found = ", ".join([Path(f).name for f in files][:5]) or "none"
+        raise DataError(f"{name} holds parquet shards but no {wanted}.parquet; found {found}")
+    return {s: shards[s] for s in ("train", held_out)}
+
+
+def columns(name: str, features: Any) -> tuple[str, str]:
+    """The names of the image and the label column of `datasets.Features`. Raises `DataError` where one is missing."""
     from datasets import Image as ImageFeature
 
-    features = rows.features
     images = [c for c, f in features.items() if isinstance(f, ImageFeature) or c == "image"]
     named = [c for c, f in features.items() if getattr(f, "names", None)]
     labels = [c for c in LABEL_COLUMNS if c in features] or named
@@ -74,7 +106,7 @@ def _rows(rows: Any, image: str, label: str, split: str) -> Images:
     return Images(
         torch.from_numpy(np.array(labels, dtype=np.int64)),
         partial(_row_picture, encoded, image),
-        partial(_row_name, split),
+        partial(row_name, split),
     )
 
 
@@ -85,7 +117,8 @@ def _row_picture(rows: Any, column: str, i: int) -> Image.Image:
         return picture
 
 
-def _row_name(split: str, i: int) -> str:
+def row_name(split: str, i: int) -> str:
+    """What messages call a row."""
     return f"row {i} of {split}"
 
 
@@ -100,16 +133,21 @@ def _webdataset(spec: str, pattern: str) -> ImageData:
     """`wds:PATTERN` with `{split}` where the shards' names say train or val, validation, test."""
     if "{split}" not in pattern:
         raise DataError(f"{spec} does not say where the split stands; write wds:folder/{{split}}-*.tar")
-    found = {s: _matches(pattern.replace("{split}", s)) for s in ("train", *HELD_OUT)}
-    files = {s: shards for s, shards in found.items() if shards}
-    if "train" not in files or len(files) < 2:
-        wanted = ", ".join(HELD_OUT)
+    if "://" in pattern:
         raise DataError(
-            f"{spec} has no split: looked for {{split}} = train and one of {wanted}; "
-            f"found {', '.join(files) or 'none'}"
+            f"{spec} lies elsewhere, and the classes of shards lie among their pictures; fetch them to a folder, "
+            "or save the pictures as parquet, which --streaming reads from anywhere"
         )
-    stamp = [(Path(f).name, Path(f).stat().st_size) for shards in files.values() for f in shards]
-    return from_datasets(spec, load(spec, "webdataset", data_files=files), stamp=stamp)
+    found = {s: _matches(pattern.replace("{split}", s)) for s in ("train", *HELD_OUT)}
+    held_out = held_out_split(spec, [s for s, shards in found.items() if shards], "{split} = ")
+    both = sorted({*found["train"]} & {*found[held_out]})
+    if both:
+        raise DataError(
+            f"{spec} finds {both[0]} for train and for {held_out}; write a pattern that tells them apart, as wds:folder/{{split}}-*.tar"
+        )
+    train, validation = (from_shards(found[s]) for s in ("train", held_out))
+    stamp = [(Path(f).name, Path(f).stat().st_size) for shards in found.values() for f in shards]
+    return make_data(spec, train, validation, numbers(train.labels), stamp=stamp)
 
 
 def _matches(pattern: str) -> list[str]:
@@ -130,10 +168,10 @@ def _torchvision(spec: str, name: str) -> ImageData:
     build = partial(_build, kind, Path(folder or DOWNLOADS).expanduser(), fetch="download" in parameters)
     train, held_out = _torchvision_splits(spec, build, by_name="split" in parameters)
     images = [
-        Images(_targets(rows), partial(_first, rows), partial(_row_name, split))
+        Images(_targets(rows), partial(_first, rows), partial(row_name, split))
         for rows, split in ((train, "train"), (held_out, "the held-out split"))
     ]
-    named = getattr(train, "classes", None) or _numbers(images[0].labels)
+    named = getattr(train, "classes", None) or numbers(images[0].labels)
     classes = [", ".join(name) if isinstance(name, tuple) else str(name) for name in named]
     return make_data(spec, images[0], images[1], classes, stamp=[name])
 
@@ -177,7 +215,7 @@ def _first(rows: Any, i: int) -> Image.Image:
     return rows[i][0]
 
 
-def _numbers(labels: torch.Tensor) -> list[str]:
+def numbers(labels: torch.Tensor) -> list[str]:
     """Names for classes that have none."""
     return [str(i) for i in range(int(labels.max()) + 1)] if len(labels) else []
 

@@ -24,11 +24,14 @@ class Images:
     """One split: labels (N,) int64, `read(i)` decodes the i-th picture, `name(i)` is what messages call it.
 
     `read` raises one of `UNREADABLE` when the picture does not decode. Both functions pickle, for workers.
+    `groups` (N,), of pictures that are fetched a group at a time: the group of each. Training then visits them
+    group by group, shuffled among several; they are not held in memory by themselves.
     """
 
     labels: torch.Tensor
     read: Callable[[int], Image.Image]
     name: Callable[[int], str]
+    groups: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)

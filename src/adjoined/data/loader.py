@@ -7,18 +7,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
-from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, SequentialSampler
+from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler
 
 from adjoined.data.augment import DRAWS, Geometry, geometry, picture_transform, warp
 from adjoined.data.images import MAX_BAD, UNREADABLE, Images
 from adjoined.data.inputs import InputSpec, PictureTransform, eval_transform, normalize
+from adjoined.data.samplers import Cut, Local, Repeated, few_groups
 from adjoined.errors import DataError
 
 __all__ = ["Batches", "Cache", "batches", "check_bad", "make_batches", "some_pictures"]
@@ -118,12 +118,16 @@ def batches(
     numbers = len(made.images) * made.repeats  # of what is drawn: a picture's copies have draws of their own
     draws = torch.rand(numbers, DRAWS, generator=generator) if changes else None
     rows = _Rows(made, draws, drawn)
-    order = RandomSampler(rows, generator=generator) if made.train else SequentialSampler(rows)
+    groups, order = made.images.groups, SequentialSampler(rows)
+    if made.train and groups is not None:
+        order = Local(groups, drawn)
+    elif made.train:
+        order = RandomSampler(rows, generator=generator)
     if made.repeats > 1:
-        order = _Repeated(order, made.repeats, len(made.images))
-    return DataLoader(
+        order = Repeated(order, made.repeats, len(made.images))
+    return _Loader(
         rows,
-        batch_sampler=_Cut(order, made.batch_size, len(made), skip, share),
+        batch_sampler=Cut(order, made.batch_size, len(made), skip, share),
         num_workers=0 if held else made.workers,
         collate_fn=_as_is,
         generator=generator,
@@ -141,41 +145,31 @@ def check_bad(made: Batches) -> None:
         )
 
 
-class _Repeated(Sampler[int]):
-    """Each row, and its copies behind it, as row + k · rows; timm's RepeatAugSampler before it is cut to length."""
-
-    def __init__(self, order: Sampler[int], repeats: int, rows: int) -> None:
-        self.order, self.repeats, self.rows = order, repeats, rows
-
-    def __iter__(self) -> Iterator[int]:
-        for row in self.order:
-            yield from range(row, row + self.repeats * self.rows, self.rows)
-
-
-class _Cut(Sampler[list[int]]):
-    """The share of this process in each batch of an epoch, from the `skip`-th on."""
-
-    def __init__(
-        self, order: Sampler[int], batch_size: int, count: int, skip: int, share: tuple[int, int]
-    ) -> None:
-        self.order, self.batch_size, self.count, self.skip, self.share = order, batch_size, count, skip, share
-
-    def __len__(self) -> int:
-        return max(self.count - self.skip, 0)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        rows, (first, every) = iter(self.order), self.share
-        for batch in range(self.count):
-            whole = list(islice(rows, self.batch_size))
-            if batch >= self.skip:
-                yield whole[first::every]
-
-
 def some_pictures(images: Images, inputs: InputSpec, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """`count` pictures of a split (all if there are fewer), drawn with a fixed seed, as a network sees them; labels."""
-    made = make_batches(images, inputs, batch_size=1, cache="none")
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:count]
+    """`count` pictures of a split (all if there are fewer), drawn with a fixed seed, as a network sees them; labels.
+
+    Streamed pictures are drawn from a few groups alone.
+    """
+    made, generator = (
+        make_batches(images, inputs, batch_size=1, cache="none"),
+        torch.Generator().manual_seed(0),
+    )
+    rows = torch.arange(len(images))
+    if images.groups is not None:
+        rows = few_groups(images.groups, count, generator)
+    order = rows[torch.randperm(len(rows), generator=generator)[:count]]
     return _Rows(made, None, 0).__getitems__(sorted(order.tolist()))
+
+
+class _Loader(DataLoader):
+    """What a user can mend is told by a worker as it is without one: in one line."""
+
+    def __iter__(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        try:
+            yield from super().__iter__()
+        except DataError as error:
+            *above, last = str(error).strip().splitlines()
+            raise DataError(last.partition(": ")[2] if above else last) from error
 
 
 class _Rows(Dataset):
@@ -253,6 +247,8 @@ def _decode(
         try:
             pixels.append(transform(made.images.read(i)).unsqueeze(0))
             kept.append(row)
+        except DataError:  # no picture's fault
+            raise
         except UNREADABLE as error:
             new, made.bad[i] = not made.bad[i], True
             if new and int(made.bad.sum()) <= NAMED:
@@ -277,7 +273,7 @@ def _hold(made: Batches) -> Batches:
     if len(kept) < len(made.images):
         warnings.warn(f"skipped {len(made.images) - len(kept)} of {len(made.images)} pictures", stacklevel=3)
     read, name = (partial(_renumbered, f, tuple(kept)) for f in (made.images.read, made.images.name))
-    images = replace(made.images, labels=made.images.labels[kept], read=read, name=name)
+    images = Images(made.images.labels[kept], read, name)
     return replace(made, images=images, pixels=pixels[: len(kept)])
 
 
@@ -305,7 +301,7 @@ def _renumbered(of: Callable[[int], Any], rows: Sequence[int], i: int) -> Any:
 
 
 def _worth_holding(images: Images, inputs: InputSpec) -> bool:
-    if len(images) * inputs.channels * math.prod(inputs.size) > CACHE_BYTES:
+    if images.groups is not None or len(images) * inputs.channels * math.prod(inputs.size) > CACHE_BYTES:
         return False
     try:
         return min(images.read(0).size) <= CACHE_OVERSIZE * max(inputs.size)

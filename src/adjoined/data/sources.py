@@ -12,6 +12,7 @@ from PIL import Image
 
 from adjoined.data import hub
 from adjoined.data.images import ImageData, Images, make_data
+from adjoined.data.streamed import load_streamed
 from adjoined.errors import DataError, did_you_mean
 
 __all__ = ["load_data"]
@@ -24,22 +25,28 @@ HELD_OUT = ("val", "validation", "test")
 DIGITS_SPLIT_SEED = 0
 
 
-def load_data(spec: str) -> ImageData:
+def load_data(spec: str, *, streaming: bool = False) -> ImageData:
     """The data set that `spec` names; pictures are read when they are asked for.
 
     `digits`: scikit-learn's 1,797 handwritten digits of 8×8, split 80/20, stratified, always the same way.
     `FOLDER`: class folders under `train/` and `val/`, `validation/` or `test/`, or parquet shards named
     `train-*`, `validation-*`, `test-*` with columns `image` and `label`.
     `hf:NAME`, `wds:PATTERN`, `torchvision:NAME`: see `adjoined.data.hub`.
+    `streaming`: nothing but labels is fetched beforehand, see `adjoined.data.streamed`; of `hf:NAME`, or a folder or
+    URL of parquet shards.
 
     Raises `DataError` saying what was looked for when it is not there or cannot be used.
     """
+    if streaming:
+        return load_streamed(spec)
     kind, colon, rest = spec.partition(":")
     if colon and kind in hub.KINDS:
         return hub.KINDS[kind](spec, rest)
     if spec == "digits":
         return _digits()
     folder = Path(spec).expanduser()
+    if "://" in spec:
+        raise DataError(f"{spec} lies elsewhere; add --streaming to read parquet shards from there")
     if not folder.is_dir():
         raise DataError(f"no data at {spec!r}: DATA is {LEGAL}{did_you_mean(spec, ['digits'])}")
     if any(folder.glob("*.parquet")):
@@ -75,14 +82,7 @@ def _numbered(what: str, rows: np.ndarray, i: int) -> str:
 
 def _parquet(folder: Path) -> ImageData:
     """Parquet shards; the class names are those of the `label` column's schema metadata, else 0, 1, …"""
-    shards = {s: sorted(map(str, folder.glob(f"{s}-*.parquet"))) for s in ("train", "validation", "test")}
-    held_out = "validation" if shards["validation"] else "test"
-    missing = [s for s in ("train", held_out) if not shards[s]]
-    if missing:
-        wanted = " and ".join("validation-* or test-*" if s == "test" else f"{s}-*" for s in missing)
-        found = ", ".join(sorted(p.name for p in folder.glob("*.parquet"))[:5])
-        raise DataError(f"{folder} holds parquet shards but no {wanted}.parquet; found {found}")
-    splits = {s: shards[s] for s in ("train", held_out)}
+    splits = hub.parquet_splits(str(folder), map(str, folder.glob("*.parquet")))
     stamp = [(Path(f).name, Path(f).stat().st_size) for files in splits.values() for f in files]
     return hub.from_datasets(str(folder), hub.load(str(folder), "parquet", data_files=splits), stamp=stamp)
 

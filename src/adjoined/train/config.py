@@ -69,6 +69,10 @@ class CompressConfig:
         Cache,
         "hold decoded pictures: in memory, or on the device; auto: small ones in memory, up to 1 GiB a split",
     ] = "auto"
+    streaming: Annotated[
+        bool,
+        "fetch pictures of hf: or of a folder or URL of parquet as they are needed; the cache is bounded",
+    ] = False
     workers: Annotated[int, "processes that decode pictures"] = 2
 
     alpha: Annotated[
@@ -288,6 +292,10 @@ def _check_training(config: CompressConfig) -> None:
             raise AdjoinedError(f"--{name.replace('_', '-')} is {value}; it must lie in (0, 1)")
     if config.ema_warmup and config.ema is None:
         raise AdjoinedError("--ema-warmup has no effect without --ema; add --ema 0.999, say")
+    if config.streaming and config.cache in ("device", "memory"):
+        raise AdjoinedError(
+            f"--cache {config.cache} holds all pictures, --streaming never has them all; give one of the two"
+        )
     if config.accumulate > config.batch_size:
         raise AdjoinedError(
             f"--accumulate {config.accumulate} is more than --batch-size {config.batch_size}; lower it"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from adjoined.core.program import Network
-from adjoined.data import InputSpec
+from adjoined.data import ImageData, InputSpec, load_data
 from adjoined.errors import AdjoinedError
 from adjoined.store import load
 from adjoined.train.config import CompressConfig, load_config
@@ -44,6 +44,12 @@ class Finished:
     def picture(self) -> Tensor:
         """One input of zeros, (1, channels, height, width)."""
         return torch.zeros(1, self.spec.channels, *self.spec.size)
+
+    def pictures(self, data: str | None = None) -> ImageData:
+        """What `data` names; None: what the run was trained on, streamed if it was so then."""
+        config = self.config
+        same = data in (None, config.data)
+        return load_data(config.data if data is None else data, streaming=config.streaming and same)
 
     def large(self) -> nn.Module:
         """The network that the small one was cut from, as it is built, with weights of its own."""

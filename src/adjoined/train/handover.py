@@ -11,7 +11,7 @@ import torch
 
 from adjoined.core.axes import find_axes
 from adjoined.core.twin import Adjoined
-from adjoined.data import load_data, some_pictures
+from adjoined.data import some_pictures
 from adjoined.errors import AdjoinedError
 from adjoined.export.backends import installed_backends
 from adjoined.export.benchmark import benchmark
@@ -47,7 +47,7 @@ def export_run(
     """
     _at_least_1(images=images, calibrate=calibrate)
     run = finished_run(folder)
-    found = load_data(data or run.config.data)
+    found = run.pictures(data)
     held_out, labels = some_pictures(found.validation, run.spec, images)
     calibration = some_pictures(found.train, run.spec, calibrate)[0] if "onnx-int8" in formats else None
     spec = run.spec

@@ -153,7 +153,7 @@ def evaluate(
     there is no finished run, DataError when the data's classes are not the network's.
     """
     run = finished_run(folder)
-    found = load_data(data or run.config.data)
+    found = run.pictures(data)
     _check_classes(found, run.inputs["classes"])
     where = pick_device(device)
     made = make_batches(
@@ -194,7 +194,7 @@ def choose_plans(axes: Axes, config: CompressConfig, resumed: Path | None = None
 
 def load_parts(config: CompressConfig) -> tuple[ImageData, nn.Module, InputSpec]:
     """The data, the network for its classes, and what that is fed. Raises AdjoinedError or DataError for a misfit."""
-    data = load_data(config.data)
+    data = load_data(config.data, streaming=config.streaming)
     if config.data_fingerprint not in (None, data.fingerprint):
         raise DataError(
             f"{data.name} changed: its fingerprint is {data.fingerprint}, not {config.data_fingerprint}; "

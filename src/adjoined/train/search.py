@@ -169,7 +169,10 @@ def _of_classes(images: Images, classes: Tensor) -> Images:
 def _picked(images: Images, rows: Tensor) -> Images:
     numbers = rows.tolist()
     return Images(
-        images.labels[rows], partial(_through, images.read, numbers), partial(_through, images.name, numbers)
+        images.labels[rows],
+        partial(_through, images.read, numbers),
+        partial(_through, images.name, numbers),
+        None if images.groups is None else images.groups[rows],
     )
 
 
