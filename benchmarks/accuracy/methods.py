@@ -97,7 +97,8 @@ def adjoined(
     options = start.setting.config.loss_options | loss
     if "ramp" in options:
         options["schedule"] = partial(lambda_schedule, ramp=options.pop("ramp"))
-    return TwinTask(Adjoined(model, plan, axes=start.axes, **twin or {}), **options), facts
+    wanted = {"relations": "relations" in options} | (twin or {})
+    return TwinTask(Adjoined(model, plan, axes=start.axes, **wanted), **options), facts
 
 
 def searched(start: Start, plan: Plan, *, twin: Facts | None = None, **loss: Any) -> Made:
@@ -215,6 +216,7 @@ DIALS: dict[str, Facts] = {
     "ramp-0": {"ramp": 0.0},
     "small-ce": {"small_ce": 0.5},
     "kl-2": {"kl_weight": 2.0},
+    "relations": {"relations": 1.0},
     "own-norms": {"twin": {"own": "norms"}},
     "own-vectors": {"twin": {"own": "vectors"}},
     "own-all": {"detach_large": True, "ramp": 0.0, "small_ce": 1.0, "twin": {"own": "all"}},

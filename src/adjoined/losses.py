@@ -16,7 +16,7 @@ from torch import Tensor
 
 from adjoined.errors import AdjoinedError
 
-__all__ = ["adjoined_loss", "dan_loss", "lambda_schedule"]
+__all__ = ["adjoined_loss", "dan_loss", "lambda_schedule", "relation_loss"]
 
 
 def lambda_schedule(progress: float, ramp: float = 0.5) -> float:
@@ -93,6 +93,27 @@ def dan_loss(
         raise AdjoinedError(f"cost must be one number, got shape {tuple(cost.shape)}; sum it over the blocks")
     loss = parts["loss"] + parts["lam"] * gamma * cost
     return {**parts, "loss": loss, "cost": cost}
+
+
+def relation_loss(large: Tensor, small: Tensor) -> Tensor:
+    """KL between how the tokens of the two networks relate: of R = softmax(X Xᵀ / √(H d)), rows averaged, in nats.
+
+    `large` (…, H, N, d) and `small` (…, h, N, d') are queries, keys or values; X holds all heads of a token, side by side.
+    After Wang et al. 2021 (MiniLMv2, arXiv 2012.15828) with one relation head, so that networks of unlike heads compare.
+    `large` teaches: no gradient flows to it. Raises AdjoinedError for shapes that do not match.
+    """
+    if large.ndim < 3 or (*large.shape[:-3], large.shape[-2]) != (*small.shape[:-3], small.shape[-2]):
+        raise AdjoinedError(
+            f"relations of {tuple(large.shape)} and {tuple(small.shape)}: all but heads and their width must agree"
+        )
+    log_r, log_s = (_log_softmax(_relations(x)) for x in (large.detach(), small))
+    return _kl_divergence(log_r, log_s)
+
+
+def _relations(x: Tensor) -> Tensor:
+    tokens = x.transpose(-3, -2).flatten(-2)
+    tokens = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
+    return tokens @ tokens.mT / math.sqrt(tokens.shape[-1])
 
 
 def _log_softmax(logits: Tensor) -> Tensor:

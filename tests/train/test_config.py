@@ -36,6 +36,8 @@ def test_the_base_is_trained_where_no_weights_are_given(given, epochs):
         ({"alpha": [2.0, 2.0]}, "give one factor, or several that differ"),
         ({"draw": "one"}, "--draw one has no effect on one small network"),
         ({"base_epochs": -1}, "--base-epochs is -1"),
+        ({"relations": -1.0}, "--relations is -1.0; it must be at least 0"),
+        ({"relations": 1.0, "alpha": [2.0, 4.0]}, "--relations compares two networks; give one --alpha"),
         ({"lr": 0.0}, "--lr is 0.0; it must be above 0"),
         ({"clip_grad": float("nan")}, "--clip-grad is nan"),
         ({"alpha": 2.0, "macs": 0.5}, "--alpha 2.0 and --macs 0.5 say two things"),

@@ -57,8 +57,15 @@ class Program:
     signature: Signature
 
     def run(self, training: bool, tensors: Iterable[Tensor], inputs: Sequence[Any]) -> Any:
-        graph = self.train if training else self.eval
-        return pytree.tree_unflatten(list(graph(*tensors, *inputs)), self.signature.out_spec)
+        return self.run_tapped(training, tensors, inputs)[0]
+
+    def run_tapped(
+        self, training: bool, tensors: Iterable[Tensor], inputs: Sequence[Any]
+    ) -> tuple[Any, list[Tensor]]:
+        """The outputs, and the values of the taps that the program was built with."""
+        graph, spec = self.train if training else self.eval, self.signature.out_spec
+        given = list(graph(*tensors, *inputs))
+        return pytree.tree_unflatten(given[: spec.num_leaves], spec), given[spec.num_leaves :]
 
     def move(self, device: torch.device) -> None:
         """Make the constants of the graphs on `device` from now on."""
@@ -74,10 +81,13 @@ class Program:
                 graph.recompile()
 
 
-def build_program(model: nn.Module, axes: Axes, kept: Kept) -> Program:
-    """The program of the network that keeps `kept`; `kept = {}` gives the large one's own."""
+def build_program(model: nn.Module, axes: Axes, kept: Kept, taps: Sequence[fx.Node] = ()) -> Program:
+    """The program of the network that keeps `kept`; `kept = {}` gives the large one's own.
+
+    `taps`: nodes of the captured graphs; the program of the graph that they belong to gives them too, after its outputs.
+    """
     captured = axes.capture.graphs
-    graphs = {mode: shrink(graph, axes.bindings[mode], kept) for mode, graph in captured.items()}
+    graphs = {mode: shrink(graph, axes.bindings[mode], kept, taps) for mode, graph in captured.items()}
     tensors = {mode: tuple(s.key({}) for s in graph.stored.values()) for mode, graph in captured.items()}
     args, kwargs = axes.capture.example
     names = tuple(kwargs) or tuple(inspect.signature(model.forward).parameters)[: len(args)]
@@ -86,7 +96,9 @@ def build_program(model: nn.Module, axes: Axes, kept: Kept) -> Program:
     return Program(graphs["eval"], graphs["train"], tensors, Signature(names, axes.capture.eval.out_spec))
 
 
-def shrink(graph: Graph, bindings: Mapping[str, Sequence[Binding]], kept: Kept) -> fx.GraphModule:
+def shrink(
+    graph: Graph, bindings: Mapping[str, Sequence[Binding]], kept: Kept, taps: Sequence[fx.Node] = ()
+) -> fx.GraphModule:
     """`graph` with every size that the plan changes rewritten, stored tensors first among its placeholders."""
     new = fx.Graph()
     holders = [n for n in graph.fx.nodes if n.op == "placeholder"]
@@ -94,7 +106,8 @@ def shrink(graph: Graph, bindings: Mapping[str, Sequence[Binding]], kept: Kept) 
     env: dict[fx.Node, fx.Node] = {n: new.placeholder(n.name) for n in order}
     for node in graph.fx.nodes:
         if node.op == "output":
-            new.output(fx.map_arg(node.args[0], lambda n: env[n]))
+            given: Any = fx.map_arg(node.args[0], lambda n: env[n])
+            new.output((*given, *(env[n] for n in taps)) if taps and taps[0].graph is graph.fx else given)
         elif node.op != "placeholder":
             env[node] = new.node_copy(node, lambda n: env[n])
             env[node].meta = {}

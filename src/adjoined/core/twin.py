@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
+from adjoined.core.attention import Attention, last_attention
 from adjoined.core.axes import Axes, axes_of
 from adjoined.core.capture import Example
 from adjoined.core.check import check_equal
@@ -39,10 +40,13 @@ class Adjoined(nn.Module):
         own: parameters that the small network has of its own, starting as slices of the large one's: none of them,
             those of normalisations (as slimmable networks do, Yu et al. 2019), vectors (biases, gains, scales), or all:
             then nothing is shared, and what joins the two networks is their loss.
+        relations: in train mode `twin(x)` gives, after the two outputs, the pair (large's, small's) of queries, of keys
+            and of values of the last self-attention, (…, H, N, d) each, for `relation_loss`.
 
     Raises:
         PlanError: the plan is another model's, or cuts nothing that exists.
         CheckError: the self-check failed; the message names the axis.
+        AdjoinedError: relations of a network without a self-attention that the analysis knows.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class Adjoined(nn.Module):
         example: Example | None = None,
         check: bool = True,
         own: Own = "none",
+        relations: bool = False,
     ):
         super().__init__()
         axes = axes if axes is not None else axes_of(model, example)
@@ -64,7 +69,10 @@ class Adjoined(nn.Module):
         self.large = model
         self.plan = plan
         self.axes = axes
-        self._program: Program = build_program(model, axes, kept)
+        self._attention = _attention(axes) if relations else None
+        taps = self._attention.nodes if self._attention else ()
+        self._program: Program = build_program(model, axes, kept, taps)
+        self._whole = build_program(model, axes, {}, taps) if taps else None
         self._slicers: dict[str, Slicer | None] = {
             name: make_slicer(axes.stored.get(axes.aliases.get(name, name), ()), kept)
             for name in (*_named(model), *axes.capture.constants)
@@ -84,8 +92,27 @@ class Adjoined(nn.Module):
             self._own |= dict.fromkeys(same, (self.small_parameters, leaf))
         self._constants = {name: self._cut(name, tensor) for name, tensor in axes.capture.constants.items()}
 
-    def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        if self._whole is not None and self.training:
+            return self._related(self._whole, args, kwargs)
         return self.large(*args, **kwargs), self.small_forward(*args, **kwargs)
+
+    def _related(self, whole: Program, args: tuple, kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Both as programs, for their taps: large, small, and the pairs of queries, keys and values."""
+        assert self._attention is not None
+        inputs, taps = self._program.signature.flatten(args, kwargs), []
+        constants = {name: t.to(inputs[0].device) for name, t in self.axes.capture.constants.items()}
+        outputs = []
+        for program, tensors in (
+            (whole, _named(self.large) | constants),
+            (self._program, self.small_tensors()),
+        ):
+            output, (q, k, v) = program.run_tapped(
+                True, [tensors[n] for n in program.tensors["train"]], inputs
+            )
+            outputs.append(output)
+            taps.append((q, k.mT if self._attention.turned else k, v))
+        return *outputs, *zip(*taps, strict=True)
 
     def small_forward(self, *args: Any, **kwargs: Any) -> Any:
         """The small network's output alone, on slices of the large one's weights."""
@@ -137,7 +164,19 @@ class Adjoined(nn.Module):
         self._constants = {name: fn(tensor) for name, tensor in self._constants.items()}
         if (first := next((t for t in (*self.parameters(), *self.buffers())), None)) is not None:
             self._program.move(first.device)
+            if self._whole is not None:
+                self._whole.move(first.device)
         return self
+
+
+def _attention(axes: Axes) -> Attention:
+    found = last_attention(axes.capture.train)
+    if found is None:
+        raise AdjoinedError(
+            "relations compare the queries, keys and values of a self-attention, (…, heads, tokens, width) each, and this "
+            "network has none that the analysis knows; leave relations out"
+        )
+    return found
 
 
 def _named(model: nn.Module) -> dict[str, Tensor]:

@@ -159,6 +159,9 @@ class CompressConfig:
     ramp: Annotated[
         float, "share of training in which λ(t) = min((t / ramp)², 1) rises; 0: 1 from the start"
     ] = 0.5
+    relations: Annotated[
+        float, "weight of a KL term between the two networks' relations of tokens in the last self-attention"
+    ] = 0.0
     own: Annotated[
         Own, "parameters the small network has of its own: none, norms, vectors (biases and gains too) or all"
     ] = "none"
@@ -252,6 +255,10 @@ def check_config(config: CompressConfig) -> CompressConfig:
         raise AdjoinedError(
             f"--stream goes with --alpha or --search; {chosen[0]} says itself what is kept of the stream"
         )
+    if not 0 <= config.relations < math.inf:
+        raise AdjoinedError(f"--relations is {config.relations}; it must be at least 0 (0: off)")
+    if config.relations and len(config.alphas) > 1:
+        raise AdjoinedError("--relations compares two networks; give one --alpha")
     if len(chosen) > 1:
         raise AdjoinedError(f"{' and '.join(chosen)} say two things about what to keep; give one of them")
     _check_search(config)

@@ -93,7 +93,7 @@ def _compress(
         else:
             plans = choose_plans(axes, config, folder if config.resume else None)
             for plan in plans:
-                Adjoined(model, plan, axes=axes)  # proves it before training
+                Adjoined(model, plan, axes=axes, relations=config.relations > 0)  # proves it before training
         loaders = make_loaders(data, inputs, config)
     lr = config.lr or default_lr(model, has_weights=not config.needs_base)
     base_lr = config.base_lr or lr
@@ -129,10 +129,12 @@ def _compress(
     }  # else proven above
     several = len(plans) > 1
     twin = (
-        Nested(model, plans, draw=config.draw, **options) if several else Adjoined(model, *plans, **options)
+        Nested(model, plans, draw=config.draw, **options)
+        if several
+        else Adjoined(model, *plans, relations=config.relations > 0, **options)
     )
     names = size_names(config.alphas) or [SMALL]
-    task = TwinTask(twin, names, config.freeze_large, **config.loss_options)
+    task = TwinTask(twin, names, config.freeze_large, config.relations, **config.loss_options)
     phase = Phase("adjoined", 2, config.epochs, lr, judged_by=SMALL)
     for row in fit(task, phase, setting, state=state):
         append_metrics(folder, row)

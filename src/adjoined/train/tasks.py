@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from adjoined.core.nested import Nested
 from adjoined.core.twin import Adjoined
-from adjoined.losses import adjoined_loss
+from adjoined.losses import adjoined_loss, relation_loss
 
 __all__ = ["LabelTask", "Network", "Task", "TwinTask", "layered"]
 
@@ -106,7 +106,8 @@ class TwinTask(Task):
     """The adjoined loss of a twin, or its mean over nested small networks; `options` are those of `adjoined_loss`.
 
     The small networks are called small, and by the names in `names` from the second on. `freeze_large`: share of the
-    phase in which no gradient flows through the large network's output, so that it only teaches.
+    phase in which no gradient flows through the large network's output, so that it only teaches. `relations`: weight of
+    `relation_loss`, the mean over queries, keys and values; of a twin that was built with them.
     """
 
     def __init__(
@@ -114,16 +115,22 @@ class TwinTask(Task):
         twin: Adjoined | Nested,
         names: Sequence[str] = ("small",),
         freeze_large: float = 0.0,
+        relations: float = 0.0,
         **options: Any,
     ) -> None:
         super().__init__()
+        self.relations = relations
         self.twin, self.names, self.freeze_large, self.options = twin, tuple(names), freeze_large, options
 
     def forward(self, x: Tensor, target: Tensor, progress: float) -> dict[str, Tensor]:
         large, *smalls = self.work(x)
+        pairs = [smalls.pop() for _ in range(3)] if self.relations else []
         if progress < self.freeze_large:
             large = large.detach()
         parts = [adjoined_loss(large, small, target, progress, **self.options) for small in smalls]
+        if pairs:
+            relations = torch.stack([relation_loss(a, b) for a, b in pairs]).mean()
+            parts[0] |= {"loss": parts[0]["loss"] + self.relations * relations, "relations": relations}
         if len(parts) == 1:
             return parts[0]
         return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
