@@ -19,7 +19,7 @@ __all__ = ["FREE_ON_RESUME", "CompressConfig", "check_config", "load_config", "s
 
 # What a resumed run may change: where and how fast it runs, never what it computes.
 FREE_ON_RESUME = frozenset(
-    "out device workers cache shard compile log_seconds resume checkpoint_steps keep_checkpoints".split()
+    "out device workers cache shard compile log_seconds track resume checkpoint_steps keep_checkpoints".split()
 )
 
 
@@ -32,6 +32,7 @@ Per = Literal["block", "axis"]
 Precision = Literal["auto", "fp32", "tf32", "bf16"]
 Schedule = Literal["cosine", "constant"]
 Scope = Literal["inner", "full"]
+Tracker = Literal["tensorboard", "wandb", "trackio"]
 # What only a search reads.
 SEARCH_FLAGS = frozenset(
     (
@@ -178,6 +179,10 @@ class CompressConfig:
     ] = False
     compile: Annotated[bool, "run the networks of each training step by torch.compile"] = False
     log_seconds: Annotated[float, "seconds between lines of progress where the output is no terminal"] = 20.0
+    track: Annotated[
+        list[Tracker],
+        "send the metrics to these too: tensorboard (RUN/logs), wandb, trackio; none given: off",
+    ] = field(default_factory=list)
 
     checkpoint_steps: Annotated[
         int | None,

@@ -45,6 +45,7 @@ def fit(task: Task, phase: Phase, setting: Setting, *, state: dict[str, Any] | N
     course = _start(task, phase, setting)
     tally = restore(course, state) if state is not None else Tally()
     total, each = setting.steps(phase), len(setting.train)
+    setting.tracking.begin(phase.name, setting.history)
     shown = Display(
         setting.console,
         phase.name,
@@ -68,6 +69,7 @@ def fit(task: Task, phase: Phase, setting: Setting, *, state: dict[str, Any] | N
                 course.guard.new_epoch()
                 save(course, tally, best=best)
                 display.epoch(row)
+                setting.tracking.rows(setting.history)
                 yield row
                 stop.number = agreed(stop.asked, 0, setting.accelerator)
         if stop.number:
@@ -128,7 +130,8 @@ def _epoch(course: Course, tally: Tally, display: Display, stop: StopSignal) -> 
         due, step = display.wants(), before + tally.step
         now = {name: float(value) for name, value in losses.items()} if due else None
         display.step(step, now, (tally.seen - first) / (tally.seconds - earlier))
-        if due:
+        if now:
+            setting.tracking.parts(phase.name, step, now)
             check_bad(setting.train)
         if course.guard.hopeless():
             _give_up(course, step)
