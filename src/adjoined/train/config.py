@@ -178,6 +178,9 @@ class CompressConfig:
         bool, "of several processes each keeps a part of weights and optimizer state (FSDP2)"
     ] = False
     compile: Annotated[bool, "run the networks of each training step by torch.compile"] = False
+    channels_last: Annotated[
+        bool, "keep 4-d weights and pictures channels-last in memory: faster where there are convolutions"
+    ] = False
     log_seconds: Annotated[float, "seconds between lines of progress where the output is no terminal"] = 20.0
     track: Annotated[
         list[Tracker],
@@ -290,6 +293,8 @@ def _check_training(config: CompressConfig) -> None:
             raise AdjoinedError(f"--{name.replace('_', '-')} is {value}; it must lie in (0, 1)")
     if config.ema_warmup and config.ema is None:
         raise AdjoinedError("--ema-warmup has no effect without --ema; add --ema 0.999, say")
+    if config.channels_last and config.shard:
+        raise AdjoinedError("--shard splits plain weights alone; leave out --channels-last")
     if config.accumulate > config.batch_size:
         raise AdjoinedError(
             f"--accumulate {config.accumulate} is more than --batch-size {config.batch_size}; lower it"

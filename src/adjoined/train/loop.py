@@ -77,6 +77,7 @@ def fit(task: Task, phase: Phase, setting: Setting, *, state: dict[str, Any] | N
         if course.average is not None:
             course.average.keep()
     unshard(task)
+    task.to(memory_format=torch.contiguous_format)  # whatever comes after is as ever
     setting.accelerator.free_memory()
 
 
@@ -84,6 +85,8 @@ def _start(task: Task, phase: Phase, setting: Setting) -> Course:
     config, accelerator = setting.config, setting.accelerator
     if config.shard and accelerator.num_processes > 1:
         shard(task, accelerator)
+    if config.channels_last:
+        task.to(memory_format=torch.channels_last)
     if config.compile:
         _compile(task, phase)
     groups: Any = task.groups(config.weight_decay, config.layer_decay) or task
@@ -155,6 +158,8 @@ def _step(course: Course, tally: Tally, x: Tensor, target: Tensor) -> dict[str, 
     step, losses, seen = tally.epoch * len(setting.train) + tally.step, {}, len(target)
     course.scheduler.step_update(step)
     x, target = course.change(x.to(device, non_blocking=True), target.to(device, non_blocking=True))
+    if setting.config.channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
     weight = weight_of(len(target), setting.accelerator)
     if not len(target) and setting.accelerator.num_processes > 1:  # nothing decodes, but the others wait
         x, target = (
