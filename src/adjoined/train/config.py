@@ -19,11 +19,15 @@ __all__ = ["FREE_ON_RESUME", "CompressConfig", "check_config", "load_config", "s
 
 # What a resumed run may change: where and how fast it runs, never what it computes.
 FREE_ON_RESUME = frozenset(
-    "out device workers cache shard compile log_seconds track resume checkpoint_steps keep_checkpoints".split()
+    (
+        "out device workers cache shard compile compile_mode log_seconds track resume checkpoint_steps "
+        "keep_checkpoints"
+    ).split()
 )
 
 
 Cache = Literal["auto", "device", "memory", "none"]
+CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
 Device = Literal["auto", "cpu", "cuda"]
 Backend = Literal["eager", "onnxruntime", "openvino"]
 Noise = Literal["gumbel", "normal", "none"]
@@ -178,6 +182,9 @@ class CompressConfig:
         bool, "of several processes each keeps a part of weights and optimizer state (FSDP2)"
     ] = False
     compile: Annotated[bool, "run the networks of each training step by torch.compile"] = False
+    compile_mode: Annotated[
+        CompileMode, "torch.compile's; reduce-overhead: CUDA graphs, for small inputs on a GPU"
+    ] = "default"
     channels_last: Annotated[
         bool, "keep 4-d weights and pictures channels-last in memory: faster where there are convolutions"
     ] = False
@@ -293,6 +300,16 @@ def _check_training(config: CompressConfig) -> None:
             raise AdjoinedError(f"--{name.replace('_', '-')} is {value}; it must lie in (0, 1)")
     if config.ema_warmup and config.ema is None:
         raise AdjoinedError("--ema-warmup has no effect without --ema; add --ema 0.999, say")
+    if config.compile_mode != "default":
+        told = f"--compile-mode {config.compile_mode}"
+        if not config.compile:
+            raise AdjoinedError(
+                f"{told} has no effect without --compile; add it, or give --compile-mode default"
+            )
+        if config.accumulate > 1:
+            raise AdjoinedError(
+                f"{told} runs CUDA graphs, which overwrite gradients between parts; leave out --accumulate"
+            )
     if config.channels_last and config.shard:
         raise AdjoinedError("--shard splits plain weights alone; leave out --channels-last")
     if config.accumulate > config.batch_size:

@@ -88,7 +88,7 @@ def _start(task: Task, phase: Phase, setting: Setting) -> Course:
     if config.channels_last:
         task.to(memory_format=torch.channels_last)
     if config.compile:
-        _compile(task, phase)
+        _compile(task, phase, config.compile_mode)
     groups: Any = task.groups(config.weight_decay, config.layer_decay) or task
     # torch's own, and fused, has its verdict on a step from the guard without a word to the host.
     fused: dict[str, Any] = (
@@ -261,13 +261,13 @@ def _give_up(course: Course, step: int) -> None:
     )
 
 
-def _compile(task: Task, phase: Phase) -> None:
+def _compile(task: Task, phase: Phase, mode: str) -> None:
     if task.core is None:
         warnings.warn(
             f"--compile has no effect on the {phase.name}: its steps change what they run", stacklevel=2
         )
     else:
-        task.compile_core()
+        task.compile_core(mode)
 
 
 @contextmanager
@@ -281,7 +281,7 @@ def _told_in_a_line() -> Iterator[None]:
         cause = getattr(error, "inner_exception", error)
         reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
         raise AdjoinedError(
-            f"--compile: torch.compile cannot do it here: {reason}; go on without it: --resume --no-compile"
+            f"--compile: torch.compile cannot do it here: {reason}; go on without it: --resume --no-compile --compile-mode default"
         ) from error
 
 
