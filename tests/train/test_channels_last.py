@@ -97,6 +97,28 @@ def test_a_run_is_the_same_to_rounding(config, model, quiet, tmp_path, monkeypat
     assert all(t.is_contiguous() for t in small.state_dict().values())
 
 
+def test_a_killed_run_goes_on_as_if_it_had_not_been(config, model, quiet, tmp_path, monkeypatch):
+    given = {"model": model, "model_args": {"in_chans": 1}, "img_size": 16, "channels_last": True}
+    config, done, step = replace(config, **given, checkpoint_steps=2), [], loop._step
+    compress(replace(config, out=str(tmp_path / "whole")), console=quiet)
+
+    def killing(*args):
+        done.append(1)
+        if len(done) == 12:
+            raise RuntimeError("killed")
+        return step(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_step", killing)
+        with pytest.raises(RuntimeError, match="killed"):
+            compress(config, console=quiet)
+    compress(replace(config, resume=True), console=quiet)
+    mine, whole = (
+        adjoined.load(Path(folder) / "small").state_dict() for folder in (config.out, tmp_path / "whole")
+    )
+    assert all(torch.equal(mine[name], whole[name]) for name in whole)
+
+
 def test_a_search_takes_it_too(config, quiet):
     search = {"alpha": None, "search": True, "macs": 0.6, "candidates": [1, 2], "max_steps": 1}
     assert compress(replace(config, **search, channels_last=True), console=quiet)["small"]["top1"] >= 0
