@@ -77,7 +77,8 @@ def fit(task: Task, phase: Phase, setting: Setting, *, state: dict[str, Any] | N
         if course.average is not None:
             course.average.keep()
     unshard(task)
-    task.to(memory_format=torch.contiguous_format)  # whatever comes after is as ever
+    if setting.config.channels_last:
+        task.to(memory_format=torch.contiguous_format)  # whatever comes after is as ever
     setting.accelerator.free_memory()
 
 
