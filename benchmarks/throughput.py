@@ -1,7 +1,8 @@
 """Pictures a second and share of the device's peak (MFU) of base training, distillation and adjoined training.
 
     python -m benchmarks.throughput [--model vit_small_patch16_224] [--img-size 64] [--batch 32] [--rounds 12]
-        [--device cpu] [--precision fp32] [--compile] [--cache memory] [--workers 0] [--threads 1] [--wall]
+        [--device cpu] [--precision fp32] [--compile] [--channels-last] [--cache memory]
+        [--workers 0] [--threads 1] [--wall]
 
 Each is the step of the training loop itself (optimizer, clipping, guard) on the same batches of pictures of noise, as
 JPEG, through the loader. The four take turns in one process, so a machine that drifts drifts for all of them; medians
@@ -185,7 +186,13 @@ def measured(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     clock = time.perf_counter if args.wall or device.type == "cuda" else time.process_time
     found = tasks(args)
     made = pictures(found["base"].large, args)
-    config = CompressConfig(lr=1e-4, device=args.device, precision=args.precision, compile=args.compile)
+    config = CompressConfig(
+        lr=1e-4,
+        device=args.device,
+        precision=args.precision,
+        compile=args.compile,
+        channels_last=args.channels_last,
+    )
     setting = Setting(config, made, made, accelerator, Checkpoints(folder), Console(quiet=True), [], CLASSES)
     x, target = next(endless(made))
     counted = {n: flops(t.to(device), x.to(device), target.to(device)) for n, t in found.items()}
@@ -202,7 +209,17 @@ def measured(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {
         **{
             k: getattr(args, k)
-            for k in ("model", "img_size", "batch", "alpha", "precision", "compile", "cache", "workers")
+            for k in (
+                "model",
+                "img_size",
+                "batch",
+                "alpha",
+                "precision",
+                "compile",
+                "channels_last",
+                "cache",
+                "workers",
+            )
         },
         "device": str(device),
         "clock": clock.__name__,
@@ -239,6 +256,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=("fp32", "tf32", "bf16"), default="fp32")
     parser.add_argument("--cache", choices=("device", "memory", "none"), default="memory")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--wall", action="store_true", help="wall clock instead of CPU seconds")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -47,10 +47,12 @@ def test_a_compiled_run_is_the_same_and_goes_on(given, monkeypatch):
     """By AOT autograd without a backend: inductor's C++ takes a minute of the compiler for this."""
     calls = []
     compile_ = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f: calls.append(f) or compile_(f, backend="aot_eager"))
+    monkeypatch.setattr(
+        torch, "compile", lambda f, mode: calls.append((f, mode)) or compile_(f, backend="aot_eager")
+    )
     task = TwinTask(twin())
     rows = list(fit(task, phase(2), given("compiled", compile=True)))
-    assert calls == [task.twin.forward]
+    assert calls == [(task.twin.forward, "default")]
     eager = list(fit(TwinTask(twin()), phase(2), given("eager")))
     for mine, theirs in zip(rows, eager, strict=True):
         for name in ("loss", "ce", "kl"):
@@ -69,13 +71,16 @@ def test_a_compiled_run_is_the_same_and_goes_on(given, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_inductor_is_what_compiles(given):
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_inductor_is_what_compiles(given, mode):
     def mlp():
         torch.manual_seed(0)
         return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2))
 
-    ends = [list(fit(LabelTask(mlp()), phase(1), given(str(c), compile=c))) for c in (True, False)]
-    assert ends[0][0]["loss"] == pytest.approx(ends[1][0]["loss"], abs=1e-5)
+    modes = {"compiled": {"compile": True, "compile_mode": mode, "ema": 0.9}, "eager": {"ema": 0.9}}
+    ends = [list(fit(LabelTask(mlp()), phase(1), given(name, **flags))) for name, flags in modes.items()]
+    for name in ("loss", "top1_large", "top1_large_ema"):
+        assert ends[0][0][name] == pytest.approx(ends[1][0][name], abs=1e-5)
 
 
 def test_what_cannot_be_compiled_is_told_in_a_line(given, monkeypatch):
@@ -83,9 +88,10 @@ def test_what_cannot_be_compiled_is_told_in_a_line(given, monkeypatch):
         raise OSError("no compiler\nand more")
 
     compile_ = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f: compile_(f, backend=broken))
+    monkeypatch.setattr(torch, "compile", lambda f, mode: compile_(f, backend=broken))
     with pytest.raises(
-        AdjoinedError, match=r"--compile: .*no compiler; go on without it: --resume --no-compile"
+        AdjoinedError,
+        match=r"--compile: .*no compiler; go on without it: --resume --no-compile --compile-mode default",
     ) as told:
         list(fit(LabelTask(network()), phase(1), given("a", compile=True)))
     assert "\n" not in str(told.value)

@@ -34,6 +34,11 @@ def test_the_base_is_trained_where_no_weights_are_given(given, epochs):
         ({"epochs": 0}, "--epochs is 0; it must be at least 1"),
         ({"ramp": 1.5}, "--ramp is 1.5; it must be a share in"),
         ({"alpha": [2.0, 2.0]}, "give one factor, or several that differ"),
+        (
+            {"compile_mode": "reduce-overhead"},
+            "--compile-mode reduce-overhead has no effect without --compile",
+        ),
+        ({"compile_mode": "max-autotune", "compile": True, "accumulate": 2}, "leave out --accumulate"),
         ({"draw": "one"}, "--draw one has no effect on one small network"),
         ({"base_epochs": -1}, "--base-epochs is -1"),
         ({"relations": -1.0}, "--relations is -1.0; it must be at least 0"),

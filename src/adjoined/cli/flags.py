@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
-from typing import get_args, get_type_hints
+from typing import get_args, get_origin, get_type_hints
 
 from jsonargparse import ActionYesNo, ArgumentParser
 
@@ -42,6 +42,8 @@ def add_fields(parser: ArgumentParser, config: type, names: Iterable[str] | None
         flag = "--" + field.name.replace("_", "-")
         if kind is bool:
             add_switch(parser, flag, text, default=bool(default))
+        elif get_origin(kind) is list:
+            parser.add_argument(flag, type=get_args(kind)[0], nargs="*", default=default, help=text)
         else:
             parser.add_argument(flag, type=kind, default=default, help=text)
 
@@ -117,7 +119,7 @@ def explain(
         return f"give a command: {', '.join(commands)}; adjoined --help tells what each does"
     if strange := re.search(r"File does not exist: '(.*)'", error):
         return f"--config: no file at {strange[1]!r}"
-    if strange := re.search(r'Parser key "([^"]+)":(.*)', error, re.DOTALL):
+    if strange := re.search(r'Parser key "([^"]+)"(?: element \d+)?:(.*)', error, re.DOTALL):
         value = re.search(r"(?:Got|Given) value: (.*)", strange[2])
         wanted = _wanted(strange[2])
         if value and wanted:

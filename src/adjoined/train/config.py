@@ -19,11 +19,15 @@ __all__ = ["FREE_ON_RESUME", "CompressConfig", "check_config", "load_config", "s
 
 # What a resumed run may change: where and how fast it runs, never what it computes.
 FREE_ON_RESUME = frozenset(
-    "out device workers cache shard compile log_seconds resume checkpoint_steps keep_checkpoints".split()
+    (
+        "out device workers cache shard compile compile_mode log_seconds track resume checkpoint_steps "
+        "keep_checkpoints"
+    ).split()
 )
 
 
 Cache = Literal["auto", "device", "memory", "none"]
+CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
 Device = Literal["auto", "cpu", "cuda"]
 Backend = Literal["eager", "onnxruntime", "openvino"]
 Noise = Literal["gumbel", "normal", "none"]
@@ -32,6 +36,7 @@ Per = Literal["block", "axis"]
 Precision = Literal["auto", "fp32", "tf32", "bf16"]
 Schedule = Literal["cosine", "constant"]
 Scope = Literal["inner", "full"]
+Tracker = Literal["tensorboard", "wandb", "trackio"]
 # What only a search reads.
 SEARCH_FLAGS = frozenset(
     (
@@ -187,7 +192,17 @@ class CompressConfig:
         bool, "of several processes each keeps a part of weights and optimizer state (FSDP2)"
     ] = False
     compile: Annotated[bool, "run the networks of each training step by torch.compile"] = False
+    compile_mode: Annotated[
+        CompileMode, "torch.compile's; reduce-overhead: CUDA graphs, for small inputs on a GPU"
+    ] = "default"
+    channels_last: Annotated[
+        bool, "keep 4-d weights and pictures channels-last in memory: faster where there are convolutions"
+    ] = False
     log_seconds: Annotated[float, "seconds between lines of progress where the output is no terminal"] = 20.0
+    track: Annotated[
+        list[Tracker],
+        "send the metrics to these too: tensorboard (RUN/logs), wandb, trackio; none given: off",
+    ] = field(default_factory=list)
 
     checkpoint_steps: Annotated[
         int | None,
@@ -303,6 +318,18 @@ def _check_training(config: CompressConfig) -> None:
         raise AdjoinedError(
             f"--cache {config.cache} holds all pictures, --streaming never has them all; give one of the two"
         )
+    if config.compile_mode != "default":
+        told = f"--compile-mode {config.compile_mode}"
+        if not config.compile:
+            raise AdjoinedError(
+                f"{told} has no effect without --compile; add it, or give --compile-mode default"
+            )
+        if config.accumulate > 1:
+            raise AdjoinedError(
+                f"{told} runs CUDA graphs, which overwrite gradients between parts; leave out --accumulate"
+            )
+    if config.channels_last and config.shard:
+        raise AdjoinedError("--shard splits plain weights alone; leave out --channels-last")
     if config.accumulate > config.batch_size:
         raise AdjoinedError(
             f"--accumulate {config.accumulate} is more than --batch-size {config.batch_size}; lower it"

@@ -45,6 +45,7 @@ def fit(task: Task, phase: Phase, setting: Setting, *, state: dict[str, Any] | N
     course = _start(task, phase, setting)
     tally = restore(course, state) if state is not None else Tally()
     total, each = setting.steps(phase), len(setting.train)
+    setting.tracking.begin(phase.name, setting.history)
     shown = Display(
         setting.console,
         phase.name,
@@ -68,6 +69,7 @@ def fit(task: Task, phase: Phase, setting: Setting, *, state: dict[str, Any] | N
                 course.guard.new_epoch()
                 save(course, tally, best=best)
                 display.epoch(row)
+                setting.tracking.rows(setting.history)
                 yield row
                 stop.number = agreed(stop.asked, 0, setting.accelerator)
         if stop.number:
@@ -75,6 +77,8 @@ def fit(task: Task, phase: Phase, setting: Setting, *, state: dict[str, Any] | N
         if course.average is not None:
             course.average.keep()
     unshard(task)
+    if setting.config.channels_last:
+        task.to(memory_format=torch.contiguous_format)  # whatever comes after is as ever
     setting.accelerator.free_memory()
 
 
@@ -82,8 +86,10 @@ def _start(task: Task, phase: Phase, setting: Setting) -> Course:
     config, accelerator = setting.config, setting.accelerator
     if config.shard and accelerator.num_processes > 1:
         shard(task, accelerator)
+    if config.channels_last:
+        task.to(memory_format=torch.channels_last)
     if config.compile:
-        _compile(task, phase)
+        _compile(task, phase, config.compile_mode)
     groups: Any = task.groups(config.weight_decay, config.layer_decay) or task
     # torch's own, and fused, has its verdict on a step from the guard without a word to the host.
     fused: dict[str, Any] = (
@@ -128,7 +134,8 @@ def _epoch(course: Course, tally: Tally, display: Display, stop: StopSignal) -> 
         due, step = display.wants(), before + tally.step
         now = {name: float(value) for name, value in losses.items()} if due else None
         display.step(step, now, (tally.seen - first) / (tally.seconds - earlier))
-        if due:
+        if now:
+            setting.tracking.parts(phase.name, step, now)
             check_bad(setting.train)
         if course.guard.hopeless():
             _give_up(course, step)
@@ -152,6 +159,8 @@ def _step(course: Course, tally: Tally, x: Tensor, target: Tensor) -> dict[str, 
     step, losses, seen = tally.epoch * len(setting.train) + tally.step, {}, len(target)
     course.scheduler.step_update(step)
     x, target = course.change(x.to(device, non_blocking=True), target.to(device, non_blocking=True))
+    if setting.config.channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
     weight = weight_of(len(target), setting.accelerator)
     if not len(target) and setting.accelerator.num_processes > 1:  # nothing decodes, but the others wait
         x, target = (
@@ -253,13 +262,13 @@ def _give_up(course: Course, step: int) -> None:
     )
 
 
-def _compile(task: Task, phase: Phase) -> None:
+def _compile(task: Task, phase: Phase, mode: str) -> None:
     if task.core is None:
         warnings.warn(
             f"--compile has no effect on the {phase.name}: its steps change what they run", stacklevel=2
         )
     else:
-        task.compile_core()
+        task.compile_core(mode)
 
 
 @contextmanager
@@ -273,7 +282,7 @@ def _told_in_a_line() -> Iterator[None]:
         cause = getattr(error, "inner_exception", error)
         reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
         raise AdjoinedError(
-            f"--compile: torch.compile cannot do it here: {reason}; go on without it: --resume --no-compile"
+            f"--compile: torch.compile cannot do it here: {reason}; go on without it: --resume --no-compile --compile-mode default"
         ) from error
 
 

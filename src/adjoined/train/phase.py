@@ -17,6 +17,7 @@ from adjoined.train.devices import everyones, total
 from adjoined.train.guard import Guard
 from adjoined.train.mixing import Change
 from adjoined.train.shard import collected, load_optimizer, parted
+from adjoined.train.tracking import Tracking
 
 __all__ = ["Course", "Phase", "Row", "Setting", "Tally", "restore", "save"]
 
@@ -46,6 +47,7 @@ class Setting:
     console: Console
     history: list[Row]
     num_classes: int = 0  # of which only mixing asks
+    tracking: Tracking = field(default_factory=Tracking)
 
     def steps(self, phase: Phase) -> int:
         """Steps of a phase: all of its epochs, or `max_steps` if that is less."""

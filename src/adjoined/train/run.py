@@ -5,6 +5,7 @@ RUN/config.yaml     the flags, as `--config` reads them
     metrics.jsonl   one line an epoch
     result.json     accuracies, parameters, multiply-adds
     checkpoints/    of the last epochs and of the best
+    logs/           what trackers write
     small/          the small network, as `adjoined.load` reads it, and inputs.json: what to feed it
     small-ALPHA/    of several factors those after the first
 """
@@ -13,7 +14,7 @@ import json
 import time
 import warnings
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -41,8 +42,9 @@ from adjoined.train.folder import append_metrics, held, open_folder, rewrite_met
 from adjoined.train.loop import Phase, Row, Setting, fit
 from adjoined.train.networks import build_model, check_outputs, default_lr
 from adjoined.train.order import put_in_order
-from adjoined.train.search import objective_of, run_search, subset
+from adjoined.train.search import objective_of, run_search, search_facts, subset
 from adjoined.train.tasks import LabelTask, TwinTask
+from adjoined.train.tracking import check_trackers, tracked
 
 __all__ = ["choose_plans", "compress", "evaluate", "load_parts", "make_accelerator", "make_loaders"]
 
@@ -56,6 +58,7 @@ def compress(config: CompressConfig, *, console: Console | None = None) -> dict[
     Raises AdjoinedError, DataError or PlanError for anything a user can mend.
     """
     config = check_config(config)
+    check_trackers(config.track)
     accelerator = make_accelerator(config.device, config.precision)
     first = accelerator.is_main_process
     if config.batch_size % accelerator.num_processes:
@@ -74,12 +77,14 @@ def compress(config: CompressConfig, *, console: Console | None = None) -> dict[
     folder, config = from_first(open_folder(config) if first else None, accelerator)
     if config.resume and (folder / "result.json").exists():
         return json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    with held(folder) if first else nullcontext():
-        return from_first(_compress(config, folder, accelerator, console), accelerator)
+    with ExitStack() as until_done:
+        if first:
+            until_done.enter_context(held(folder))
+        return from_first(_compress(config, folder, accelerator, console, until_done), accelerator)
 
 
 def _compress(
-    config: CompressConfig, folder: Path, accelerator: Accelerator, console: Console
+    config: CompressConfig, folder: Path, accelerator: Accelerator, console: Console, until_done: ExitStack
 ) -> dict[str, Any]:
     checkpoints = Checkpoints(folder / "checkpoints", keep=config.keep_checkpoints)
     set_seed(config.seed)
@@ -103,7 +108,12 @@ def _compress(
         if plans:
             write_plan(plans[0], folder)
     history = list(state["history"]) if state else []
-    setting = Setting(config, *loaders, accelerator, checkpoints, console, history, data.num_classes)
+    factors = search_facts(config, axes).get("candidates", {})
+    sent = tracked(config, folder, state, factors=factors, first=accelerator.is_main_process)
+    tracking = until_done.enter_context(sent)
+    setting = Setting(
+        config, *loaders, accelerator, checkpoints, console, history, data.num_classes, tracking
+    )
     console.print(_headline(setting, data, axes, plans), highlight=False, soft_wrap=True)
     if accelerator.is_main_process:
         rewrite_metrics(folder, setting.history)
@@ -112,6 +122,7 @@ def _compress(
         state = None
         narrower = [objective.network.within] if objective is not None else plans
         history[-1] |= put_in_order(model, axes, narrower, setting, judged=objective is None)
+        tracking.rows(history)
         if accelerator.is_main_process:
             rewrite_metrics(folder, history)
     if objective is not None:
@@ -122,23 +133,7 @@ def _compress(
         if config.search_only:
             twin = Adjoined(objective.network.large, plans[0], axes=axes)
             return finish({SMALL: twin}, setting, folder, data)
-    options: dict[str, Any] = {
-        "axes": axes,
-        "check": objective is not None,
-        "own": config.own,
-    }  # else proven above
-    several = len(plans) > 1
-    twin = (
-        Nested(model, plans, draw=config.draw, **options)
-        if several
-        else Adjoined(model, *plans, relations=config.relations > 0, **options)
-    )
-    names = size_names(config.alphas) or [SMALL]
-    task = TwinTask(twin, names, config.freeze_large, config.relations, **config.loss_options)
-    phase = Phase("adjoined", 2, config.epochs, lr, judged_by=SMALL)
-    for row in fit(task, phase, setting, state=state):
-        append_metrics(folder, row)
-    return finish(task.twins, setting, folder, data)
+    return _train_twin(model, plans, axes, setting, folder, data, state, check=objective is not None)
 
 
 def evaluate(
@@ -231,6 +226,35 @@ def make_loaders(data: ImageData, inputs: InputSpec, config: CompressConfig) -> 
     return make_batches(data.train, inputs, **changes, **options), make_batches(
         data.validation, inputs, **options
     )
+
+
+def _train_twin(
+    model: nn.Module,
+    plans: list[Plan],
+    axes: Axes,
+    setting: Setting,
+    folder: Path,
+    data: ImageData,
+    state: dict[str, Any] | None,
+    *,
+    check: bool,
+) -> dict[str, Any]:
+    """Train the large network with the small ones of `plans`, which are proven first if `check`; to the result."""
+    config = setting.config
+    assert config.lr is not None
+    options: dict[str, Any] = {"axes": axes, "check": check, "own": config.own}
+    several = len(plans) > 1
+    twin = (
+        Nested(model, plans, draw=config.draw, **options)
+        if several
+        else Adjoined(model, *plans, relations=config.relations > 0, **options)
+    )
+    names = size_names(config.alphas) or [SMALL]
+    task = TwinTask(twin, names, config.freeze_large, config.relations, **config.loss_options)
+    phase = Phase("adjoined", 2, config.epochs, config.lr, judged_by=SMALL)
+    for row in fit(task, phase, setting, state=state):
+        append_metrics(folder, row)
+    return finish(task.twins, setting, folder, data)
 
 
 def _headline(setting: Setting, data: ImageData, axes: Axes, plans: Sequence[Plan]) -> str:

@@ -34,12 +34,16 @@ class Task(nn.Module):
     def work(self, x: Tensor) -> Any:
         """What `core` makes of x, compiled if `compile_core` was called."""
         assert self.core is not None
-        return self.core(x) if self.compiled is None else self.compiled(x)
+        if self.compiled is None:
+            return self.core(x)
+        # CUDA graphs write each step's outputs over those of the one before, which nobody reads any more.
+        torch.compiler.cudagraph_mark_step_begin()
+        return self.compiled(x)
 
-    def compile_core(self) -> None:
+    def compile_core(self, mode: str = "default") -> None:
         """From now on steps run `core` by torch.compile; evaluation, and whoever else calls it, does not."""
         assert self.core is not None
-        self.compiled = torch.compile(self.core.forward)
+        self.compiled = torch.compile(self.core.forward, mode=mode)
 
     def networks(self) -> dict[str, Network]:
         """The networks to evaluate, by name, each x → logits (B, classes)."""
