@@ -111,6 +111,13 @@ class Remembers(SaysItsBatch):
         return x
 
 
+class LooksUpByList(SaysItsBatch):
+    """A list in an index, which Python makes a tensor of."""
+
+    def forward(self, x):
+        return self.linear(x)[:, [2, 0, 1]] + x[:, [0, 1, 2]][..., [3, 2, 1, 0]]
+
+
 def lines(graph: Graph) -> list[tuple]:
     """What each node does, by the place of what it takes; a size counts as its number.
 
@@ -155,6 +162,17 @@ def test_the_recorded_graph_is_that_of_torch_export(name, training):
     assert set(recorded.stored.values()) == set(exported.stored.values())
     for mine, theirs in zip(lines(recorded), lines(exported), strict=True):
         assert mine == theirs
+
+
+def test_a_list_in_an_index_is_a_constant():
+    torch.manual_seed(0)
+    model, x = LooksUpByList().eval(), torch.randn(5, 3, 4)
+    recorded = record_graph(model, ((x,), {}), PRIME)
+    assert len(recorded.constants) == 3
+    program = fx.GraphModule(nn.Module(), recorded.fx)
+    named = dict(model.named_parameters())
+    held = [named.get(s.name, recorded.constants.get(s.name)) for s in recorded.stored.values()]
+    torch.testing.assert_close(program(*held, x)[0], model(x))
 
 
 @pytest.mark.parametrize("name", ["vit", "xcit"])

@@ -249,6 +249,8 @@ class _Watch(TorchFunctionMode):
             raise Refused(str(func))
         if func is Tensor.contiguous:  # which Python would skip, going by the layout that meta tensors have
             return torch.ops.aten.contiguous.default(*args, **(kwargs or {}))
+        if func is Tensor.__getitem__:  # which makes tensors of lists where nobody sees it
+            args = (args[0], _without_lists(args[1]))
         if func is torch._C._set_grad_enabled:
             self._recorder.grad = args[0]
         return func(*args, **(kwargs or {}))
@@ -299,3 +301,10 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
         for value, copy in copies:
             value.clear()
             (value.update if isinstance(value, dict) else value.extend)(copy)
+
+
+def _without_lists(index: Any) -> Any:
+    """Lists of numbers in an index as tensors, constants of the graph."""
+    if isinstance(index, tuple):
+        return tuple(_without_lists(i) for i in index)
+    return torch.tensor(index) if isinstance(index, list) else index
