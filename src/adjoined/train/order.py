@@ -48,7 +48,20 @@ def put_in_order(
     facts = {name: fact for name, fact in facts.items() if fact}
     if judged and facts:
         facts |= {"top1_small_unordered": before, "top1_small_ordered": _top1(model, axes, plans[0], setting)}
+    if facts:
+        setting.console.print(_said(facts), highlight=False, soft_wrap=True)
     return facts
+
+
+def _said(facts: dict[str, Any]) -> str:
+    """In a line: what was done, and what the small network made of it."""
+    said = [f"{', '.join(facts['turned'])} turned"] if "turned" in facts else []
+    said += [f"{name} not turned ({why})" for name, why in facts.get("unturned", {}).items()]
+    said += [f"entries ordered by {facts['order']}"] if "order" in facts else []
+    scores = [facts[name] for name in ("top1_small_unordered", "top1_small_ordered") if name in facts]
+    if scores:
+        said.append(f"small before training {' → '.join(f'{score:.2f}' for score in scores)} %")
+    return "; ".join(said)
 
 
 def _top1(model: nn.Module, axes: Axes, plan: Plan, setting: Setting) -> float:
