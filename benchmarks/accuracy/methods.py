@@ -201,7 +201,10 @@ METHODS: dict[str, Method] = {
     "tp": Method("e", "Torch-Pruning, fine-tuned", partial(torch_pruning, distil=False), scopes=("full",)),
     "tp-kd": Method("f", "Torch-Pruning, distilled", partial(torch_pruning, distil=True), scopes=("full",)),
     "cut-kd-unturned": Method(
-        "g", "the same, the stream not turned", partial(cut, distil=True, rotate=False), scopes=("full",)
+        "g",
+        "cut by importance, distilled, weights not shared, the stream not turned",
+        partial(cut, distil=True, rotate=False),
+        scopes=("full",),
     ),
     "cut-kd": Method("g", "cut by importance, distilled, weights not shared", partial(cut, distil=True)),
     "longer": Method("", "base, trained as long", longer, scopes=("full",)),

@@ -220,7 +220,13 @@ def test_text_from_the_files_stays_text(run):
 def test_the_command_makes_the_same_settings(run):
     write_run(run)
     config = CompressConfig(
-        model="a b'c", model_args={"depth": 2, "name": "x y"}, clip_grad=None, search=True, lr=1e-7
+        model="a b'c",
+        model_args={"depth": 2, "name": "x y"},
+        clip_grad=None,
+        search=True,
+        lr=1e-7,
+        candidates=[1, 2, 4],
+        track=["tensorboard"],
     )
     save_config(config, run / "config.yaml")
     words = shlex.split(command_of(read_run(run)).replace("\\\n", ""))

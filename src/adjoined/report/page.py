@@ -67,6 +67,8 @@ def command_of(run: Run) -> str:
         flag = f"--{key.replace('_', '-')}"
         if isinstance(value, bool):
             words.append(flag if value else f"--no-{key.replace('_', '-')}")
+        elif isinstance(value, list) and all(isinstance(v, str) for v in value):  # words, none or several
+            words.append(" ".join([flag, *map(shlex.quote, value)]))
         else:
             text = value if isinstance(value, str) else json.dumps(value)
             words.append(f"{flag}={shlex.quote(text)}")

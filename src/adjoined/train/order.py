@@ -31,8 +31,11 @@ def put_in_order(
     config, device = setting.config, setting.accelerator.device
     model.to(device)
     before = _top1(model, axes, plans[0], setting) if judged else None
-    pictures, target = some_pictures(setting.train.images, setting.train.inputs, IMAGES)
-    inputs, labels = pictures.to(device).split(BATCH), target.to(device).split(BATCH)
+    narrower = any(w.role == "stream" and w.kept != w.size for plan in plans for w in plan.widths)
+    inputs, labels = (), ()
+    if (config.rotate and narrower) or config.order in ("taylor", "activation"):
+        pictures, target = some_pictures(setting.train.images, setting.train.inputs, IMAGES)
+        inputs, labels = pictures.to(device).split(BATCH), target.to(device).split(BATCH)
     found = rotate_streams(model, axes, plans, inputs) if config.rotate else {}
     facts: dict[str, Any] = {"turned": [name for name, why in found.items() if why is None]}
     facts["unturned"] = {name: why for name, why in found.items() if why is not None}
