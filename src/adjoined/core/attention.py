@@ -19,12 +19,12 @@ PRODUCTS = ("matmul", "bmm")
 
 @dataclass(frozen=True)
 class Attention:
-    """Queries and values (…, H, N, d), keys alike or, if `turned`, (…, H, d, N)."""
+    """Queries and values (…, H, N, d), keys alike or, if `transposed`, (…, H, d, N)."""
 
     q: fx.Node
     k: fx.Node
     v: fx.Node
-    turned: bool
+    transposed: bool
 
     @property
     def nodes(self) -> tuple[fx.Node, fx.Node, fx.Node]:
@@ -38,7 +38,7 @@ def last_attention(graph: Graph) -> Attention | None:
     """
     for node in reversed(graph.fx.nodes):
         if op_name(node) == "scaled_dot_product_attention":
-            found = Attention(*node.args[:3], turned=False)  # type: ignore[arg-type]
+            found = Attention(*node.args[:3], transposed=False)  # type: ignore[arg-type]
         elif op_name(node) in ("softmax", "_softmax"):
             found = _around(node)
         else:
@@ -58,10 +58,10 @@ def _around(softmax: fx.Node) -> Attention | None:
     if not isinstance(scores, fx.Node) or op_name(scores) not in PRODUCTS or op_name(after) not in PRODUCTS:
         return None
     (q, k), v = scores.args[:2], after.args[1]
-    return Attention(q, k, v, turned=True)  # type: ignore[arg-type]
+    return Attention(q, k, v, transposed=True)  # type: ignore[arg-type]
 
 
 def _of_tokens(found: Attention) -> bool:
     q, k, v = ([hint(n) for n in x.meta["val"].shape] for x in found.nodes)
-    keys = k[-1] if found.turned else k[-2]
+    keys = k[-1] if found.transposed else k[-2]
     return len(q) == len(k) == len(v) == 4 and q[-2] == keys == v[-2] > 1

@@ -289,17 +289,7 @@ def _looked_up(s: Search, node: fx.Node) -> Flow:
 # Operators that ask for a size and touch nothing.
 SIZES = {"sym_size", "sym_numel"}
 RULES: dict[str, Callable[[Search, fx.Node], Flow | None]] = {
-    **dict.fromkeys(
-        (
-            "dropout",
-            "contiguous",
-            "clone",
-            "alias",
-            "detach",
-            "to",
-        ),
-        _same,
-    ),
+    **dict.fromkeys(("dropout", "contiguous", "clone", "alias", "detach", "to"), _same),
     **dict.fromkeys(("view", "reshape", "flatten", "unflatten", "_unsafe_view", "squeeze"), _reshaped),
     **dict.fromkeys(
         ("avg_pool2d", "adaptive_avg_pool2d", "_upsample_bicubic2d_aa", "_upsample_bilinear2d_aa"), _pooled

@@ -18,10 +18,10 @@ from adjoined.core.walk import hint, source_line
 
 __all__ = ["Flow", "Forbidden", "Norm", "Search", "Turn", "shape", "where"]
 
-Place = tuple[
-    str, int
-]  # a stored tensor's key, and which of its dimensions is the stream, or some of it side by side
-Norm = tuple[str | None, str | None]  # keys of gain and shift
+# A stored tensor's key, and which of its dimensions is the stream, or several of it side by side.
+Place = tuple[str, int]
+# Keys of gain and shift.
+Norm = tuple[str | None, str | None]
 
 
 @dataclass

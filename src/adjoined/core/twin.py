@@ -91,6 +91,7 @@ class Adjoined(nn.Module):
             same = (n for n, p in _named(model).items() if p is params[name])
             self._own |= dict.fromkeys(same, (self.small_parameters, leaf))
         self._constants = {name: self._cut(name, tensor) for name, tensor in axes.capture.constants.items()}
+        self._whole_constants = dict(axes.capture.constants)
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         if self._whole is not None and self.training:
@@ -101,17 +102,14 @@ class Adjoined(nn.Module):
         """Both as programs, for their taps: large, small, and the pairs of queries, keys and values."""
         assert self._attention is not None
         inputs, taps = self._program.signature.flatten(args, kwargs), []
-        constants = {name: t.to(inputs[0].device) for name, t in self.axes.capture.constants.items()}
         outputs = []
-        for program, tensors in (
-            (whole, _named(self.large) | constants),
-            (self._program, self.small_tensors()),
-        ):
+        large_tensors = _named(self.large) | self._whole_constants
+        for program, tensors in ((whole, large_tensors), (self._program, self.small_tensors())):
             output, (q, k, v) = program.run_tapped(
                 True, [tensors[n] for n in program.tensors["train"]], inputs
             )
             outputs.append(output)
-            taps.append((q, k.mT if self._attention.turned else k, v))
+            taps.append((q, k.mT if self._attention.transposed else k, v))
         return *outputs, *zip(*taps, strict=True)
 
     def small_forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -162,6 +160,7 @@ class Adjoined(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> "Adjoined":
         super()._apply(fn, recurse)
         self._constants = {name: fn(tensor) for name, tensor in self._constants.items()}
+        self._whole_constants = {name: fn(tensor) for name, tensor in self._whole_constants.items()}
         if (first := next((t for t in (*self.parameters(), *self.buffers())), None)) is not None:
             self._program.move(first.device)
             if self._whole is not None:

@@ -11,11 +11,12 @@ import pyarrow as pa
 from filelock import FileLock
 
 from adjoined.errors import DataError
+from adjoined.places import FOLDER, cache_folder
 
 __all__ = ["FOLDER", "LIMIT", "fetched", "key_of", "limit_bytes"]
 
-# Environment variables, for they say what this machine has, not what a run computes.
-FOLDER, LIMIT = "ADJOINED_CACHE", "ADJOINED_CACHE_GIB"
+# An environment variable, as FOLDER is, for it says what this machine has, not what a run computes.
+LIMIT = "ADJOINED_CACHE_GIB"
 DEFAULT_GIB = 20.0
 
 # Seconds before each new try of a fetch that failed.
@@ -32,7 +33,7 @@ def fetched(key: str, what: str, fetch: Callable[[], pa.Table]) -> pa.Table:
 
     Raises `DataError` when `what` cannot be fetched in three tries, or the cache not be written.
     """
-    folder = _folder()
+    folder = cache_folder() / "fetched"
     path, limit = folder / f"{key}.arrow", limit_bytes()
     try:
         if (table := _cached(path)) is not None:
@@ -67,12 +68,6 @@ def limit_bytes() -> int:
             f"{LIMIT}={given} is no size; set it to a number of GiB above 0, such as {DEFAULT_GIB:g}"
         )
     return int(gib * 2**30)
-
-
-def _folder() -> Path:
-    """fetched/ in $ADJOINED_CACHE, or in `adjoined` in the user's cache folder."""
-    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adjoined"
-    return Path(os.environ.get(FOLDER) or user).expanduser() / "fetched"
 
 
 def _cached(path: Path) -> pa.Table | None:

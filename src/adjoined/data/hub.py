@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 
 from adjoined.data.images import ImageData, Images, make_data
-from adjoined.data.tars import from_shards
 from adjoined.errors import DataError, did_you_mean
 
 __all__ = [
@@ -131,6 +130,8 @@ def _hugging_face(spec: str, name: str) -> ImageData:
 
 def _webdataset(spec: str, pattern: str) -> ImageData:
     """`wds:PATTERN` with `{split}` where the shards' names say train or val, validation, test."""
+    from adjoined.data.tars import from_shards  # pyarrow, which other sources do without
+
     if "{split}" not in pattern:
         raise DataError(f"{spec} does not say where the split stands; write wds:folder/{{split}}-*.tar")
     if "://" in pattern:

@@ -12,7 +12,6 @@ from PIL import Image
 
 from adjoined.data import hub
 from adjoined.data.images import ImageData, Images, make_data
-from adjoined.data.streamed import load_streamed
 from adjoined.errors import DataError, did_you_mean
 
 __all__ = ["load_data"]
@@ -38,6 +37,8 @@ def load_data(spec: str, *, streaming: bool = False) -> ImageData:
     Raises `DataError` saying what was looked for when it is not there or cannot be used.
     """
     if streaming:
+        from adjoined.data.streamed import load_streamed  # pyarrow and fsspec, which no other source asks for
+
         return load_streamed(spec)
     kind, colon, rest = spec.partition(":")
     if colon and kind in hub.KINDS:

@@ -28,12 +28,12 @@ from adjoined.core.twin import Adjoined
 from adjoined.errors import AdjoinedError
 from adjoined.export.backends import check_backend, open_backend
 from adjoined.export.runner import in_turns
+from adjoined.places import cache_folder
 from adjoined.search.gates import Gate, plan_of
 from adjoined.search.table import CostTable
 
 __all__ = [
     "Latency",
-    "cache_folder",
     "device_name",
     "measure_latency",
     "processor_name",
@@ -112,13 +112,6 @@ def time_plan(
     options = {"example": None, "backend": "eager", "rounds": 15, "within": None} | options
     timer = _Timer(model, axes, gates, **options)
     return statistics.median(timer.times(timer.runner(choices))[0])
-
-
-def cache_folder() -> Path:
-    """$ADJOINED_CACHE, or `adjoined` in the user's cache folder."""
-    if own := os.environ.get("ADJOINED_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adjoined"
 
 
 def device_name(device: torch.device) -> str:

@@ -29,14 +29,17 @@ def put_in_order(
     small network of the first plan before training, top1_small_unordered and top1_small_ordered in percent.
     """
     config, device = setting.config, setting.accelerator.device
+    narrower = any(w.role == "stream" and w.kept != w.size for plan in plans for w in plan.widths)
+    rotate = config.rotate and narrower
+    if not rotate and config.order == "none":
+        return {}
     model.to(device)
     before = _top1(model, axes, plans[0], setting) if judged else None
-    narrower = any(w.role == "stream" and w.kept != w.size for plan in plans for w in plan.widths)
     inputs, labels = (), ()
-    if (config.rotate and narrower) or config.order in ("taylor", "activation"):
+    if rotate or config.order in ("taylor", "activation"):
         pictures, target = some_pictures(setting.train.images, setting.train.inputs, IMAGES)
         inputs, labels = pictures.to(device).split(BATCH), target.to(device).split(BATCH)
-    found = rotate_streams(model, axes, plans, inputs) if config.rotate else {}
+    found = rotate_streams(model, axes, plans, inputs) if rotate else {}
     facts: dict[str, Any] = {"turned": [name for name, why in found.items() if why is None]}
     facts["unturned"] = {name: why for name, why in found.items() if why is not None}
     if config.order != "none":
@@ -49,10 +52,9 @@ def put_in_order(
         order_axes(model, axes, {k: v for k, v in scores.items() if k not in facts["turned"]})
         facts["order"] = config.order
     facts = {name: fact for name, fact in facts.items() if fact}
-    if judged and facts:
+    if judged:
         facts |= {"top1_small_unordered": before, "top1_small_ordered": _top1(model, axes, plans[0], setting)}
-    if facts:
-        setting.console.print(_said(facts), highlight=False, soft_wrap=True)
+    setting.console.print(_said(facts), highlight=False, soft_wrap=True)
     return facts
 
 
