@@ -20,11 +20,13 @@ PARTS: dict[str, set[str]] = {
     "models": {"errors"},
     "data": {"errors", "places"},
     "report": {"errors"},
+    "allocation": {"core", "errors"},
     "importance": {"core", "errors"},
     "rotation": {"core", "errors"},
     "export": {"store", "core", "errors"},
     "search": {"core", "errors", "export", "losses", "places"},
     "train": {
+        "allocation",
         "store",
         "core",
         "data",

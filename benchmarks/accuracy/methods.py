@@ -1,6 +1,7 @@
 """The ways to a smaller network: each a function that makes a task of the training loop out of the trained base."""
 
 import copy
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +18,7 @@ from adjoined.data import some_pictures
 from adjoined.errors import AdjoinedError
 from adjoined.losses import lambda_schedule
 from adjoined.train.config import CompressConfig, Scope
-from adjoined.train.order import put_in_order
+from adjoined.train.order import put_in_order, share_out
 from adjoined.train.search import SearchTask, objective_of
 from adjoined.train.tasks import LabelTask, Network, Task, TwinTask
 from benchmarks.accuracy.start import Phase, Start, train
@@ -89,11 +90,12 @@ def adjoined(
     *,
     order: str = ORDER,
     rotate: bool = True,
+    measured: bool = False,
     twin: Facts | None = None,
     **loss: Any,
 ) -> Made:
     """AN-ViT from the ordered base; `loss`: options of the adjoined loss, `twin`: of the twin."""
-    model, facts = _ordered(start, plan, order, rotate)
+    model, plan, facts = _ordered(start, plan, order, rotate, measured)
     options = start.setting.config.loss_options | loss
     if "ramp" in options:
         options["schedule"] = partial(lambda_schedule, ramp=options.pop("ramp"))
@@ -127,15 +129,24 @@ def longer(start: Start, plan: Plan) -> Made:
     return LabelTask(copy.deepcopy(start.model)), {}
 
 
-def scratch(start: Start, plan: Plan, *, distil: bool) -> Made:
+def scratch(start: Start, plan: Plan, *, distil: bool, measured: bool = False) -> Made:
     """The network of the plan with fresh weights."""
+    plan, facts = _ordered(start, plan, ORDER, rotate=True, measured=True)[1:] if measured else (plan, {})
     net = Adjoined(start.fresh(), plan, axes=start.axes, check=False).small()
-    return StudentTask(net, copy.deepcopy(start.model) if distil else None), {}
+    return StudentTask(net, copy.deepcopy(start.model) if distil else None), facts
 
 
-def cut(start: Start, plan: Plan, *, distil: bool, order: str = ORDER, rotate: bool = True) -> Made:
+def cut(
+    start: Start,
+    plan: Plan,
+    *,
+    distil: bool,
+    order: str = ORDER,
+    rotate: bool = True,
+    measured: bool = False,
+) -> Made:
     """The network of the plan, cut out of the ordered base, with weights of its own from then on."""
-    model, facts = _ordered(start, plan, order, rotate)
+    model, plan, facts = _ordered(start, plan, order, rotate, measured)
     net = Adjoined(model, plan, axes=start.axes, check=False).small()
     return StudentTask(net, copy.deepcopy(start.model) if distil else None), facts
 
@@ -187,9 +198,19 @@ def _prune(model: nn.Module, batch: tuple[Tensor, Tensor], ratio: float) -> nn.M
     return model
 
 
-def _ordered(start: Start, plan: Plan, order: str, rotate: bool) -> tuple[nn.Module, Facts]:
+def _ordered(
+    start: Start, plan: Plan, order: str, rotate: bool, measured: bool
+) -> tuple[nn.Module, Plan, Facts]:
+    """The base in order, and the plan: the one given or, if `measured`, the one that measurements find at its cost."""
     model = copy.deepcopy(start.model)
-    return model, put_in_order(model, start.axes, [plan], start.ordering(order, rotate))
+    facts = put_in_order(model, start.axes, [plan], start.ordering(order, rotate))
+    if not measured:
+        return model, plan, facts
+    began = time.perf_counter()
+    scope = "full" if any(w.role == "stream" and w.kept != w.size for w in plan.widths) else "inner"
+    plan, found = share_out(model, start.axes, start.sharing(start.axes.cost(plan).macs, scope))
+    kept = {w.name: w.kept for w in plan.widths if w.kept != w.size}
+    return model, plan, facts | found | {"plan": kept, "measured_seconds": time.perf_counter() - began}
 
 
 DISTIL: Facts = {"distil": True}
@@ -205,6 +226,16 @@ METHODS: dict[str, Method] = {
         "cut by importance, distilled, weights not shared, the stream not turned",
         partial(cut, distil=True, rotate=False),
         scopes=("full",),
+    ),
+    "cut-kd-measured": Method(
+        "g",
+        "cut by importance, distilled, weights not shared, widths by measurement",
+        partial(cut, distil=True, measured=True),
+    ),
+    "scratch-measured": Method(
+        "c",
+        "small network from scratch, widths by measurement",
+        partial(scratch, distil=False, measured=True),
     ),
     "cut-kd": Method("g", "cut by importance, distilled, weights not shared", partial(cut, distil=True)),
     "longer": Method("", "base, trained as long", longer, scopes=("full",)),
@@ -231,6 +262,11 @@ for _name in ("all", "own-all"):
         f"AN, {_name}, the stream not turned",
         partial(adjoined, rotate=False, **DIALS[_name]),
         scopes=("full",),
+    )
+METHODS["an-measured"] = Method("a", "AN, widths by measurement", partial(adjoined, measured=True))
+for _name in ("all", "own-all"):
+    METHODS[f"an-{_name}-measured"] = Method(
+        "a", f"AN, {_name}, widths by measurement", partial(adjoined, measured=True, **DIALS[_name])
     )
 METHODS["dan-own-all"] = Method("b", "DAN, own-all", partial(searched, **DIALS["own-all"]))
 METHODS["dan-all"] = Method("b", "DAN, all", partial(searched, **DIALS["all"]))

@@ -11,6 +11,7 @@ from torch import nn
 
 from adjoined.core.axes import Axes, find_axes
 from adjoined.train.checkpoint import Checkpoints
+from adjoined.train.config import Scope
 from adjoined.train.loop import Phase, Row, Setting, fit
 from adjoined.train.run import load_parts, make_accelerator, make_loaders
 from adjoined.train.tasks import LabelTask, Task
@@ -36,6 +37,11 @@ class Start:
     def ordering(self, order: str, rotate: bool) -> Setting:
         """The setting for `put_in_order`."""
         config = replace(self.setting.config, order=order, rotate=rotate)  # type: ignore[arg-type]
+        return replace(self.setting, config=config)
+
+    def sharing(self, macs: int, scope: Scope) -> Setting:
+        """The setting for `share_out`."""
+        config = replace(self.setting.config, macs=float(macs), scope=scope, alpha=None)
         return replace(self.setting, config=config)
 
     def searching(self, macs: int, stream: float | None, loss: dict[str, Any]) -> Setting:

@@ -26,6 +26,7 @@ FREE_ON_RESUME = frozenset(
 )
 
 
+Allocation = Literal["measured", "uniform"]
 Cache = Literal["auto", "device", "memory", "none"]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -94,6 +95,10 @@ class CompressConfig:
     params: Annotated[
         float | None, "budget: parameters, as a number or a fraction of the large network's"
     ] = None
+    allocation: Annotated[
+        Allocation,
+        "how a budget is shared out: by what each cut does to the outputs (measured), or the same factor for all",
+    ] = "measured"
     scope: Annotated[Scope, "what is cut: inner (heads, hidden units) or full (the stream too)"] = "inner"
 
     stream: Annotated[
@@ -218,6 +223,12 @@ class CompressConfig:
         return not (self.pretrained or self.checkpoint)
 
     @property
+    def measures(self) -> bool:
+        """Whether the plan waits for the trained large network: a budget that measurements share out."""
+        budget = self.macs is not None or self.params is not None
+        return self.allocation == "measured" and budget and not self.search
+
+    @property
     def alphas(self) -> list[float]:
         """The factors asked for, the one of RUN/small first; none where something else says what to keep."""
         if self.search or any(v is not None for v in (self.plan, self.macs, self.params)):
@@ -265,6 +276,10 @@ def check_config(config: CompressConfig) -> CompressConfig:
     if config.draw == "one" and len(config.alphas) < 2:
         raise AdjoinedError(
             "--draw one has no effect on one small network; give several factors: --alpha 2 4 8"
+        )
+    if config.allocation != "measured" and (config.search or (config.macs is None and config.params is None)):
+        raise AdjoinedError(
+            f"--allocation {config.allocation} shares out a budget; give --macs or --params, without --search"
         )
     if config.stream is not None and not config.search and not config.alphas:
         raise AdjoinedError(

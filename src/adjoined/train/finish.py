@@ -24,7 +24,14 @@ __all__ = ["SMALL", "finish", "size_names"]
 
 SMALL = "small"
 # What was done before the first slice, as `put_in_order` tells it.
-PREPARED = ("order", "turned", "unturned", "top1_small_unordered", "top1_small_ordered")
+PREPARED = (
+    "order",
+    "turned",
+    "unturned",
+    "top1_small_unordered",
+    "top1_small_ordered",
+    "top1_small_allocated",
+)
 
 
 def size_names(alphas: Sequence[float]) -> list[str]:

@@ -1,4 +1,5 @@
-"""Before the first slice is taken: streams turned to their principal directions, other axes in the order of importance."""
+"""Before the first slice is taken: streams turned to their principal directions, other axes in the order of importance, and
+a budget shared out by what each cut does."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,18 +7,20 @@ from typing import Any
 import torch
 from torch import nn
 
+from adjoined.allocation import allocate
 from adjoined.core.axes import Axes
 from adjoined.core.plan import Plan
 from adjoined.core.twin import Adjoined
 from adjoined.data import some_pictures
 from adjoined.importance import activation_scores, magnitude_scores, order_axes, taylor_scores
 from adjoined.rotation import rotate_streams
+from adjoined.train.devices import from_first
 from adjoined.train.evaluate import judge
 from adjoined.train.phase import Setting
 
-__all__ = ["put_in_order"]
+__all__ = ["put_in_order", "share_out"]
 
-IMAGES, BATCH = 256, 16
+IMAGES, BATCH, MEASURED = 256, 16, 128
 
 
 def put_in_order(
@@ -56,6 +59,31 @@ def put_in_order(
         facts |= {"top1_small_unordered": before, "top1_small_ordered": _top1(model, axes, plans[0], setting)}
     setting.console.print(_said(facts), highlight=False, soft_wrap=True)
     return facts
+
+
+def share_out(model: nn.Module, axes: Axes, setting: Setting) -> tuple[Plan, dict[str, Any]]:
+    """The plan to the budget, by measurement on training pictures, and what the small network of it scores before training.
+
+    A stream that it cuts is turned anew, for the channels that it keeps.
+    """
+    config, device = setting.config, setting.accelerator.device
+    pictures, _ = some_pictures(setting.train.images, setting.train.inputs, IMAGES)
+    inputs = pictures.to(device).split(MEASURED)
+    model.to(device)
+    with setting.console.status("measuring what each cut does"):
+        found = allocate(model, axes, inputs, macs=config.macs, params=config.params, scope=config.scope)
+    plan = from_first(found, setting.accelerator)
+    if config.rotate:
+        rotate_streams(model, axes, [plan], pictures.to(device).split(BATCH))
+    small, large = axes.cost(plan), axes.cost()
+    score = _top1(model, axes, plan, setting)
+    setting.console.print(
+        f"budget shared out by measurement: {small.params / 1e6:.4g} of {large.params / 1e6:.4g} M parameters, "
+        f"{small.macs / 1e9:.4g} of {large.macs / 1e9:.4g} GMACs; small before training {score:.2f} %",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return plan, {"top1_small_allocated": score}
 
 
 def _said(facts: dict[str, Any]) -> str:

@@ -41,7 +41,7 @@ from adjoined.train.finished import finished_run
 from adjoined.train.folder import append_metrics, held, open_folder, rewrite_metrics, write_plan
 from adjoined.train.loop import Phase, Row, Setting, fit
 from adjoined.train.networks import build_model, check_outputs, default_lr
-from adjoined.train.order import put_in_order
+from adjoined.train.order import put_in_order, share_out
 from adjoined.train.search import objective_of, run_search, search_facts, subset
 from adjoined.train.tasks import LabelTask, TwinTask
 from adjoined.train.tracking import check_trackers, tracked
@@ -92,11 +92,13 @@ def _compress(
         data, model, inputs = load_parts(config)
         axes = find_axes(model, torch.zeros(2, inputs.channels, *inputs.size))
         state = checkpoints.latest() if config.resume else None
+        # Until the base is trained such a budget has a plan to order entries by, and no more.
+        measures = config.measures and (state is None or state["phase"] == "base")
         plans, objective = [], None
         if config.search and (state is None or state["phase"] != "adjoined"):
             objective = objective_of(config, model, axes, accelerator.device)
         else:
-            plans = choose_plans(axes, config, folder if config.resume else None)
+            plans = choose_plans(axes, config, None if measures or not config.resume else folder)
             for plan in plans:
                 Adjoined(model, plan, axes=axes, relations=config.relations > 0)  # proves it before training
         loaders = make_loaders(data, inputs, config)
@@ -105,7 +107,7 @@ def _compress(
     config = replace(config, lr=lr, base_lr=base_lr, data_fingerprint=data.fingerprint, out=str(folder))
     if accelerator.is_main_process:
         save_config(config, folder / "config.yaml")  # it is what makes the folder a run
-        if plans:
+        if plans and not measures:
             write_plan(plans[0], folder)
     history = list(state["history"]) if state else []
     factors = search_facts(config, axes).get("candidates", {})
@@ -114,7 +116,7 @@ def _compress(
     setting = Setting(
         config, *loaders, accelerator, checkpoints, console, history, data.num_classes, tracking
     )
-    console.print(_headline(setting, data, axes, plans), highlight=False, soft_wrap=True)
+    console.print(_headline(setting, data, axes, [] if measures else plans), highlight=False, soft_wrap=True)
     if accelerator.is_main_process:
         rewrite_metrics(folder, setting.history)
     if state is None or state["phase"] == "base":
@@ -122,6 +124,11 @@ def _compress(
         state = None
         narrower = [objective.network.within] if objective is not None else plans
         history[-1] |= put_in_order(model, axes, narrower, setting, judged=objective is None)
+        if measures:
+            plan, facts = share_out(model, axes, setting)
+            plans, history[-1] = [plan], history[-1] | facts
+            if accelerator.is_main_process:
+                write_plan(plan, folder)
         tracking.rows(history)
         if accelerator.is_main_process:
             rewrite_metrics(folder, history)
@@ -133,7 +140,9 @@ def _compress(
         if config.search_only:
             twin = Adjoined(objective.network.large, plans[0], axes=axes)
             return finish({SMALL: twin}, setting, folder, data)
-    return _train_twin(model, plans, axes, setting, folder, data, state, check=objective is not None)
+    return _train_twin(
+        model, plans, axes, setting, folder, data, state, check=objective is not None or measures
+    )
 
 
 def evaluate(

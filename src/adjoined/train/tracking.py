@@ -39,7 +39,7 @@ KINDS: dict[str, Callable[..., GeneralTracker]] = {
     "trackio": TrackioTracker,
 }
 # What the last row of the base is given once the axes are in order.
-LATER = ("top1_small_unordered", "top1_small_ordered")
+LATER = ("top1_small_unordered", "top1_small_ordered", "top1_small_allocated")
 
 Factors = Mapping[str, Sequence[int]]
 Rows = Sequence[Mapping[str, Any]]

@@ -1,0 +1,98 @@
+"""A run to a budget: widths measured once the base is trained, or one factor for all; the same after a kill."""
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from adjoined.core.plan import Plan
+from adjoined.errors import AdjoinedError
+from adjoined.train import run as running
+from adjoined.train.config import load_config
+from adjoined.train.run import compress
+
+BUDGET = {
+    "alpha": None,
+    "macs": 0.6,
+    "scope": "full",
+    "model_args": {"embed_dim": 16, "depth": 2, "num_heads": 2},
+}
+
+
+class Killed(Exception):
+    """Stands for what no program survives."""
+
+
+@pytest.fixture(scope="module")
+def measured(finished, tmp_path_factory):
+    """A run to a budget that came to its end: its folder, its result and what it told."""
+    folder = tmp_path_factory.mktemp("measured") / "run"
+    told = Console(file=io.StringIO(), width=300)
+    config = replace(load_config(finished[0] / "config.yaml"), **BUDGET, out=str(folder))
+    result = compress(config, console=told)
+    return folder, result, told.file.getvalue()
+
+
+def without_clock(folder):
+    rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_s")} for row in rows]
+
+
+def test_the_plan_is_the_one_measured_and_the_result_says_what_it_scored(measured):
+    folder, result, told = measured
+    plan = Plan.load(folder / "plan.json")
+    assert plan.note == "scope=full, macs=0.6, measured"
+    assert Plan.load(folder / "small" / "plan.json") == plan
+    assert result["small"]["macs"] <= 0.6 * result["large"]["macs"]
+    assert 0 <= result["top1_small_allocated"] <= 100
+    assert result["turned"] == ["stream"]
+    assert f"small before training {result['top1_small_allocated']:.2f} %" in told
+    assert "→ ? M parameters" in told  # in the headline: not known yet
+    assert load_config(folder / "config.yaml").allocation == "measured"
+
+
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_a_killed_run_goes_on_as_if_it_had_not_been(config, measured, quiet, monkeypatch, after):
+    """In the base, after it, and once the plan is there: metrics and plan are those of the run never killed."""
+    written, config = [], replace(config, **BUDGET)
+
+    def killing(folder, row):
+        if len(written) == after:
+            raise Killed
+        written.append(row)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(running, "append_metrics", killing)
+        with pytest.raises(Killed):
+            compress(config, console=quiet)
+    compress(replace(config, resume=True), console=quiet)
+    assert without_clock(config.out) == without_clock(measured[0])
+    assert Plan.load(Path(config.out) / "plan.json") == Plan.load(measured[0] / "plan.json")
+
+
+def test_killed_between_the_plan_and_its_first_checkpoint(config, measured, quiet, monkeypatch):
+    config = replace(config, **BUDGET)
+    with monkeypatch.context() as patch:
+        patch.setattr(running, "_train_twin", lambda *args, **kwargs: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            compress(config, console=quiet)
+    assert (Path(config.out) / "plan.json").exists()
+    compress(replace(config, resume=True), console=quiet)
+    assert without_clock(config.out) == without_clock(measured[0])
+
+
+def test_uniform_is_known_from_the_start(config, quiet):
+    config = replace(config, **BUDGET, allocation="uniform", epochs=1, base_epochs=0, max_steps=1)
+    result = compress(config, console=quiet)
+    assert "top1_small_allocated" not in result
+    assert "measured" not in Plan.load(Path(config.out) / "plan.json").note
+
+
+def test_without_a_budget_there_is_nothing_to_share_out(config, quiet):
+    with pytest.raises(
+        AdjoinedError, match=r"--allocation uniform shares out a budget; give --macs or --params"
+    ):
+        compress(replace(config, allocation="uniform"), console=quiet)
