@@ -32,7 +32,8 @@ import torch
 
 import adjoined
 from adjoined.data import input_spec
-from adjoined.train.config import CompressConfig, check_config, load_config
+from adjoined.train.checks import check_config
+from adjoined.train.config import CompressConfig, load_config
 from adjoined.train.networks import build_model
 from adjoined.train.run import choose_plans
 from benchmarks.common import RESULTS

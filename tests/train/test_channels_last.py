@@ -11,7 +11,7 @@ from torch import nn
 import adjoined
 from adjoined.errors import AdjoinedError
 from adjoined.train import loop
-from adjoined.train.config import check_config
+from adjoined.train.checks import check_config
 from adjoined.train.run import compress
 
 CODE = """

@@ -4,7 +4,8 @@ from typing import get_args, get_type_hints
 import pytest
 
 from adjoined.errors import AdjoinedError
-from adjoined.train.config import FREE_ON_RESUME, CompressConfig, check_config, load_config, save_config
+from adjoined.train.checks import check_config
+from adjoined.train.config import FREE_ON_RESUME, CompressConfig, load_config, save_config
 
 
 def test_every_field_has_help():
@@ -29,6 +30,23 @@ def test_the_base_is_trained_where_no_weights_are_given(given, epochs):
 
 
 @pytest.mark.parametrize(
+    ("given", "base", "search", "adjoined"),
+    [
+        ({}, (30, None), (30, None), (30, None)),
+        ({"steps": 500}, (30, 500), (30, 500), (30, 500)),
+        ({"steps": 500, "base_epochs": 3}, (3, None), (30, 500), (30, 500)),
+        ({"steps": 500, "checkpoint": "x"}, (0, None), (30, 500), (30, 500)),
+        ({"base_steps": 9, "checkpoint": "x"}, (0, 9), (30, None), (30, None)),
+        ({"steps": 500, "search_epochs": 5}, (30, 500), (5, None), (30, 500)),
+        ({"search_steps": 70}, (30, None), (30, 70), (30, None)),
+    ],
+)
+def test_lengths_are_epochs_or_steps(given, base, search, adjoined):
+    config = check_config(CompressConfig(**{"epochs": 30, "search": True, **given}))
+    assert [config.length(phase) for phase in ("base", "search", "adjoined")] == [base, search, adjoined]
+
+
+@pytest.mark.parametrize(
     ("given", "told"),
     [
         ({"epochs": 0}, "--epochs is 0; it must be at least 1"),
@@ -41,6 +59,7 @@ def test_the_base_is_trained_where_no_weights_are_given(given, epochs):
         ({"compile_mode": "max-autotune", "compile": True, "accumulate": 2}, "leave out --accumulate"),
         ({"draw": "one"}, "--draw one has no effect on one small network"),
         ({"base_epochs": -1}, "--base-epochs is -1"),
+        ({"steps": 0}, "--steps is 0; it must be at least 1"),
         ({"relations": -1.0}, "--relations is -1.0; it must be at least 0"),
         ({"relations": 1.0, "alpha": [2.0, 4.0]}, "--relations compares two networks; give one --alpha"),
         ({"lr": 0.0}, "--lr is 0.0; it must be above 0"),

@@ -1,5 +1,6 @@
 import io
 import math
+import re
 import signal
 from dataclasses import replace
 from functools import partial
@@ -67,6 +68,13 @@ def test_it_learns_and_says_what_it_did(setting):
     assert all(row["phase"] == "base" and row["seconds"] > 0 and row["images_per_s"] > 0 for row in rows)
     assert setting.history == rows
     assert setting.checkpoints.latest()["history"] == rows
+
+
+def test_steps_stand_in_the_place_of_epochs(setting):
+    long = replace(phase(), steps=11)
+    rows = list(fit(LabelTask(network()), long, setting))
+    assert [(row["epoch"], row["step"]) for row in rows] == [(1, 8), (2, 11)]
+    assert rows[-1]["lr"] < 0.1 * rows[0]["lr"]  # the schedule ends with them
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(setting, tmp_path):
@@ -395,6 +403,7 @@ def test_lines_where_there_is_no_terminal(setting):
     assert len(lines) == 8 + 4 + 1
     assert lines[8] == "base judging 8/30 pictures"
     assert lines[2].startswith("base step 3/8  loss ")
+    assert re.search(r"  [\d,]+ images/s  \d+\.\d GB  0:\d\d:\d\d left$", lines[2])
     assert lines[-1].startswith("base epoch 1/1  loss ")
     assert "images/s" in lines[-1]
     assert "%" in lines[-1]

@@ -12,7 +12,8 @@ from adjoined import Adjoined, adjoined_loss, find_axes
 from adjoined.errors import AdjoinedError
 from adjoined.train.average import Average
 from adjoined.train.checkpoint import Checkpoints
-from adjoined.train.config import CompressConfig, check_config
+from adjoined.train.checks import check_config
+from adjoined.train.config import CompressConfig
 from adjoined.train.loop import Setting, fit
 from adjoined.train.mixing import make_change
 from adjoined.train.networks import build_model

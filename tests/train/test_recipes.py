@@ -8,7 +8,8 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from adjoined.cli import compress
-from adjoined.train.config import CompressConfig, check_config, load_config
+from adjoined.train.checks import check_config
+from adjoined.train.config import CompressConfig, load_config
 from adjoined.train.networks import build_model
 
 FOLDER = Path(__file__).parents[2] / "recipes"

@@ -15,7 +15,8 @@ from adjoined.data import load_data
 from adjoined.errors import AdjoinedError, PlanError
 from adjoined.train import run as running
 from adjoined.train import search as searching
-from adjoined.train.config import CompressConfig, check_config
+from adjoined.train.checks import check_config
+from adjoined.train.config import CompressConfig
 from adjoined.train.run import compress
 from adjoined.train.search import subset
 

@@ -1,13 +1,11 @@
 """Everything that decides a compress run, as one frozen record; the command line is made from it."""
 
-import math
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from timm.optim import list_optimizers
 
 from adjoined.core.nested import Draw
 from adjoined.core.twin import Own
@@ -15,7 +13,7 @@ from adjoined.errors import AdjoinedError, did_you_mean
 from adjoined.losses import lambda_schedule
 from adjoined.train.checkpoint import written_aside
 
-__all__ = ["FREE_ON_RESUME", "CompressConfig", "check_config", "load_config", "save_config"]
+__all__ = ["FREE_ON_RESUME", "SEARCH_FLAGS", "CompressConfig", "load_config", "save_config"]
 
 # What a resumed run may change: where and how fast it runs, never what it computes.
 FREE_ON_RESUME = frozenset(
@@ -41,7 +39,7 @@ Tracker = Literal["tensorboard", "wandb", "trackio"]
 # What only a search reads.
 SEARCH_FLAGS = frozenset(
     (
-        "search_only search_epochs candidates per gamma latency_ms gate_lr noise temperature freeze_gates"
+        "search_only search_epochs search_steps candidates per gamma latency_ms gate_lr noise temperature freeze_gates"
     ).split()
     + ["subset_classes", "subset_images", "latency_backend"]
 )
@@ -111,6 +109,7 @@ class CompressConfig:
     )
     search_only: Annotated[bool, "end with the network of the plan found, as it stands"] = False
     search_epochs: Annotated[int | None, "epochs of the search; null: epochs"] = None
+    search_steps: Annotated[int | None, "steps of the search, in place of search_epochs"] = None
     candidates: Annotated[
         list[int] | None, "factors to choose from; null: 1, 2, 4, 8, or 1, 2, 3 where more of these divide"
     ] = None
@@ -137,6 +136,8 @@ class CompressConfig:
     base_epochs: Annotated[
         int | None, "epochs of the large network alone first; null: epochs, 0 with weights"
     ] = None
+    steps: Annotated[int | None, "steps of adjoined training, in place of epochs"] = None
+    base_steps: Annotated[int | None, "steps of the large network alone, in place of base_epochs"] = None
     max_steps: Annotated[int | None, "steps after which each phase stops, for trying out"] = None
     batch_size: Annotated[int, "pictures a step"] = 64
     lr: Annotated[float | None, "peak learning rate; null: 0.128 / width, a tenth with given weights"] = None
@@ -222,6 +223,14 @@ class CompressConfig:
         """Whether no weights are given, so that the large network is to be trained alone first."""
         return not (self.pretrained or self.checkpoint)
 
+    def length(self, phase: Literal["base", "search", "adjoined"]) -> tuple[int, int | None]:
+        """How long a phase is: its epochs, and the steps that stand in their place if there are some."""
+        if phase == "base":
+            return self.base_epochs or 0, self.base_steps
+        if phase == "search" and (self.search_epochs or self.search_steps):
+            return self.search_epochs or self.epochs, self.search_steps
+        return self.epochs, self.steps
+
     @property
     def measures(self) -> bool:
         """Whether the plan waits for the trained large network: a budget that measurements share out."""
@@ -242,137 +251,6 @@ class CompressConfig:
         names = ("detach_large", "small_ce", "kl_weight", "label_smoothing")
         schedule = partial(lambda_schedule, ramp=self.ramp)
         return {name: getattr(self, name) for name in names} | {"schedule": schedule}
-
-
-def check_config(config: CompressConfig) -> CompressConfig:
-    """The config with base_epochs filled in. Raises AdjoinedError for values that cannot be meant."""
-    for name, low in (
-        ("epochs", 1),
-        ("search_epochs", 1),
-        ("batch_size", 1),
-        ("base_epochs", 0),
-        ("max_steps", 1),
-        ("workers", 0),
-        ("img_size", 1),
-        ("checkpoint_steps", 1),
-        ("accumulate", 1),
-        ("repeats", 1),
-        ("keep_checkpoints", 1),
-    ):
-        value = getattr(config, name)
-        if value is not None and value < low:
-            raise AdjoinedError(f"--{name.replace('_', '-')} is {value}; it must be at least {low}")
-    for name in ("lr", "base_lr", "gate_lr", "clip_grad"):
-        value = getattr(config, name)
-        if value is not None and not value > 0:
-            raise AdjoinedError(f"--{name.replace('_', '-')} is {value}; it must be above 0")
-    chosen = [
-        f"--{n} {getattr(config, n)}"
-        for n in ("alpha", "plan", "macs", "params")
-        if getattr(config, n) is not None
-    ]
-    if isinstance(config.alpha, list) and len({*config.alpha}) != max(len(config.alpha), 1):
-        raise AdjoinedError(f"--alpha {config.alpha}: give one factor, or several that differ")
-    if config.draw == "one" and len(config.alphas) < 2:
-        raise AdjoinedError(
-            "--draw one has no effect on one small network; give several factors: --alpha 2 4 8"
-        )
-    if config.allocation != "measured" and (config.search or (config.macs is None and config.params is None)):
-        raise AdjoinedError(
-            f"--allocation {config.allocation} shares out a budget; give --macs or --params, without --search"
-        )
-    if config.stream is not None and not config.search and not config.alphas:
-        raise AdjoinedError(
-            f"--stream goes with --alpha or --search; {chosen[0]} says itself what is kept of the stream"
-        )
-    if not 0 <= config.relations < math.inf:
-        raise AdjoinedError(f"--relations is {config.relations}; it must be at least 0 (0: off)")
-    if config.relations and len(config.alphas) > 1:
-        raise AdjoinedError("--relations compares two networks; give one --alpha")
-    if len(chosen) > 1:
-        raise AdjoinedError(f"{' and '.join(chosen)} say two things about what to keep; give one of them")
-    _check_search(config)
-    _check_training(config)
-    if config.pretrained and config.checkpoint:
-        raise AdjoinedError("--pretrained and --checkpoint both give weights; give one of them")
-    base_epochs = config.base_epochs
-    if base_epochs is None:
-        base_epochs = config.epochs if config.needs_base else 0
-    return replace(config, base_epochs=base_epochs)
-
-
-def _check_training(config: CompressConfig) -> None:
-    """Raise AdjoinedError for an optimizer, an augmentation or an average that cannot be."""
-    names = [str(name) for name in list_optimizers()]
-    if config.opt not in names:
-        near = did_you_mean(config.opt, names)
-        raise AdjoinedError(f"--opt {config.opt!r} is no optimizer of timm, as adamw, lamb or sgd are{near}")
-    for name in ("mixup", "cutmix"):
-        if not 0 <= getattr(config, name) < math.inf:
-            raise AdjoinedError(f"--{name} is {getattr(config, name)}; it must be at least 0 (0: off)")
-    if (config.mixup or config.cutmix) and config.batch_size % 2:
-        raise AdjoinedError(
-            f"--mixup and --cutmix pair pictures; --batch-size {config.batch_size} must be even"
-        )
-    for name in ("erasing", "ramp", "freeze_large"):
-        if not 0 <= getattr(config, name) <= 1:
-            raise AdjoinedError(
-                f"--{name.replace('_', '-')} is {getattr(config, name)}; it must be a share in [0, 1]"
-            )
-    if config.repeats > 1 and config.augment == "none":
-        raise AdjoinedError(
-            f"--repeats {config.repeats} repeats pictures changed each time; --augment none changes none"
-        )
-    for name in ("ema", "layer_decay"):
-        value = getattr(config, name)
-        if value is not None and not 0 < value < 1:
-            raise AdjoinedError(f"--{name.replace('_', '-')} is {value}; it must lie in (0, 1)")
-    if config.ema_warmup and config.ema is None:
-        raise AdjoinedError("--ema-warmup has no effect without --ema; add --ema 0.999, say")
-    if config.streaming and config.cache in ("device", "memory"):
-        raise AdjoinedError(
-            f"--cache {config.cache} holds all pictures, --streaming never has them all; give one of the two"
-        )
-    if config.compile_mode != "default":
-        told = f"--compile-mode {config.compile_mode}"
-        if not config.compile:
-            raise AdjoinedError(
-                f"{told} has no effect without --compile; add it, or give --compile-mode default"
-            )
-        if config.accumulate > 1:
-            raise AdjoinedError(
-                f"{told} runs CUDA graphs, which overwrite gradients between parts; leave out --accumulate"
-            )
-    if config.channels_last and config.shard:
-        raise AdjoinedError("--shard splits plain weights alone; leave out --channels-last")
-    if config.accumulate > config.batch_size:
-        raise AdjoinedError(
-            f"--accumulate {config.accumulate} is more than --batch-size {config.batch_size}; lower it"
-        )
-
-
-def _check_search(config: CompressConfig) -> None:
-    """Raise AdjoinedError for flags that a search contradicts; say which ones have no effect without one."""
-    if not config.search:
-        idle = [
-            f"--{f.name.replace('_', '-')}"
-            for f in fields(CompressConfig)
-            if f.name in SEARCH_FLAGS and getattr(config, f.name) != f.default
-        ]
-        if idle:
-            raise AdjoinedError(
-                f"only a search reads {', '.join(idle)}; add --search, or use adjoined search"
-            )
-        return
-    for name in ("alpha", "plan"):
-        if (value := getattr(config, name)) is not None:
-            raise AdjoinedError(f"--search finds the plan that --{name} {value} gives; give one of them")
-    if config.accumulate > 1:
-        raise AdjoinedError("--search steers its budget at each forward; leave out --accumulate")
-    if config.scope != "inner":
-        raise AdjoinedError(
-            "--search chooses heads and hidden units; to cut the stream too, for all candidates alike, add --stream 2"
-        )
 
 
 def save_config(config: CompressConfig, path: Path) -> None:

@@ -3,6 +3,7 @@
 import warnings
 from typing import Any
 
+import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
@@ -16,6 +17,7 @@ __all__ = [
     "everyones",
     "from_first",
     "make_accelerator",
+    "memory",
     "pick_device",
     "share",
     "total",
@@ -54,6 +56,13 @@ def pick_device(name: str) -> torch.device:
 def share(accelerator: Accelerator) -> tuple[int, int]:
     """This process's share of each batch: (which, of how many)."""
     return accelerator.process_index, accelerator.num_processes
+
+
+def memory(device: torch.device) -> int:
+    """Bytes in use: the most so far that tensors took on a GPU, else what this process holds now."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return psutil.Process().memory_info().rss
 
 
 def total(value: Tensor, accelerator: Accelerator) -> Tensor:

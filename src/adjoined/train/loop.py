@@ -1,5 +1,6 @@
 """One phase of training: a task, its data, and nothing about what the task is."""
 
+import math
 import sys
 import time
 import warnings
@@ -18,7 +19,7 @@ from torch import Tensor
 from adjoined.data import batches, check_bad
 from adjoined.errors import AdjoinedError
 from adjoined.train.average import Average
-from adjoined.train.devices import agreed, share, total, weight_of
+from adjoined.train.devices import agreed, memory, share, total, weight_of
 from adjoined.train.evaluate import judge
 from adjoined.train.guard import IN_A_ROW, Guard, StopSignal, is_number, stop_signals
 from adjoined.train.mixing import make_change
@@ -49,7 +50,7 @@ def fit(task: Task, phase: Phase, setting: Setting, *, state: dict[str, Any] | N
     shown = Display(
         setting.console,
         phase.name,
-        phase.epochs,
+        math.ceil(total / each),
         total,
         done=tally.epoch * each + tally.step,
         every=setting.config.log_seconds,
@@ -133,7 +134,8 @@ def _epoch(course: Course, tally: Tally, display: Display, stop: StopSignal) -> 
         tally.seconds = earlier + time.perf_counter() - start
         due, step = display.wants(), before + tally.step
         now = {name: float(value) for name, value in losses.items()} if due else None
-        display.step(step, now, (tally.seen - first) / (tally.seconds - earlier))
+        rate = (tally.seen - first) / (tally.seconds - earlier)
+        display.step(step, now, rate, memory(setting.accelerator.device) if due else 0)
         if now:
             setting.tracking.parts(phase.name, step, now)
             check_bad(setting.train)

@@ -33,6 +33,7 @@ class Phase:
     epochs: int
     lr: float
     judged_by: str  # the network whose top-1 decides which epoch is the best
+    steps: int | None = None  # in place of epochs
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,8 +51,8 @@ class Setting:
     tracking: Tracking = field(default_factory=Tracking)
 
     def steps(self, phase: Phase) -> int:
-        """Steps of a phase: all of its epochs, or `max_steps` if that is less."""
-        steps = phase.epochs * len(self.train)
+        """Steps of a phase: its own number or all of its epochs, or `max_steps` if that is less."""
+        steps = phase.steps or phase.epochs * len(self.train)
         return min(steps, self.config.max_steps or steps)
 
 

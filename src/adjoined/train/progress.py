@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
@@ -44,16 +45,20 @@ class Display:
         """Whether it is time for the parts of a step; reading them makes the device wait."""
         return time.monotonic() - self.last_line >= (0.5 if self.console.is_terminal else self.every)
 
-    def step(self, step: int, parts: Mapping[str, float] | None = None, rate: float = 0.0) -> None:
-        """`step` is done; `parts` are its losses and `rate` pictures a second, when it was time for them."""
+    def step(
+        self, step: int, parts: Mapping[str, float] | None = None, rate: float = 0.0, memory: int = 0
+    ) -> None:
+        """`step` is done; when it was time for them: `parts`, its losses, `rate`, pictures a second, `memory`, bytes."""
         if parts is None:
             self.bar.update(self.row, completed=step)
             return
         self.last_line = time.monotonic()
-        text = f"{losses(parts)}  {rate:,.0f} images/s"
+        text = f"{losses(parts)}  {rate:,.0f} images/s  {memory / 1e9:.1f} GB"
         self.bar.update(self.row, completed=step, parts=text)
         if not self.console.is_terminal:
-            self._line(f"{self.phase} step {step}/{self.steps}  {text}")
+            left = self.bar.tasks[self.row].time_remaining
+            left = f"  {timedelta(seconds=round(left))} left" if left is not None else ""
+            self._line(f"{self.phase} step {step}/{self.steps}  {text}{left}")
 
     def judging(self, seen: int, total: int) -> None:
         """`seen` of `total` held-out pictures are done."""

@@ -33,7 +33,8 @@ from adjoined.core.twin import Adjoined
 from adjoined.data import Batches, ImageData, InputSpec, input_spec, load_data, make_batches
 from adjoined.errors import AdjoinedError, DataError, PlanError
 from adjoined.train.checkpoint import Checkpoints
-from adjoined.train.config import CompressConfig, check_config, save_config
+from adjoined.train.checks import check_config
+from adjoined.train.config import CompressConfig, save_config
 from adjoined.train.devices import from_first, make_accelerator, pick_device
 from adjoined.train.evaluate import judge, top1
 from adjoined.train.finish import SMALL, finish, size_names
@@ -260,7 +261,8 @@ def _train_twin(
     )
     names = size_names(config.alphas) or [SMALL]
     task = TwinTask(twin, names, config.freeze_large, config.relations, **config.loss_options)
-    phase = Phase("adjoined", 2, config.epochs, config.lr, judged_by=SMALL)
+    epochs, steps = config.length("adjoined")
+    phase = Phase("adjoined", 2, epochs, config.lr, judged_by=SMALL, steps=steps)
     for row in fit(task, phase, setting, state=state):
         append_metrics(folder, row)
     return finish(task.twins, setting, folder, data)
@@ -293,9 +295,10 @@ def _train_base(model: nn.Module, setting: Setting, folder: Path, state: dict[st
     """Train the large network alone; where it has its weights, take its accuracy as epoch 0 of the phase."""
     config = setting.config
     task = LabelTask(model, label_smoothing=config.label_smoothing)
-    if config.base_epochs:
+    epochs, steps = config.length("base")
+    if epochs or steps:
         assert config.base_lr is not None
-        phase = Phase("base", 1, config.base_epochs, config.base_lr, judged_by="large")
+        phase = Phase("base", 1, epochs, config.base_lr, judged_by="large", steps=steps)
         for row in fit(task, phase, setting, state=state):
             append_metrics(folder, row)
         return

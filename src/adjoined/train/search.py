@@ -85,7 +85,7 @@ def objective_of(
     return make_objective(
         copied,
         axes,
-        epochs=config.search_epochs or config.epochs,
+        epochs=config.length("search")[0],
         candidates=config.candidates,
         per=config.per,
         stream=config.stream,
@@ -122,7 +122,8 @@ def run_search(
         model.load_state_dict(torch.load(folder / BASE, map_location="cpu", weights_only=True))
     network.large.load_state_dict(model.state_dict())
     assert config.lr is not None
-    phase = Phase("search", 1, config.search_epochs or config.epochs, config.lr, judged_by="small")
+    epochs, steps = config.length("search")
+    phase = Phase("search", 1, epochs, config.lr, judged_by="small", steps=steps)
     task = SearchTask(objective, config.gate_lr)
     for row in fit(task, phase, setting, state=dict(state) if state else None):
         append_metrics(folder, row)

@@ -1,0 +1,146 @@
+"""What a config cannot mean, said before anything is read or trained."""
+
+import math
+from dataclasses import fields, replace
+
+from timm.optim import list_optimizers
+
+from adjoined.errors import AdjoinedError, did_you_mean
+from adjoined.train.config import SEARCH_FLAGS, CompressConfig
+
+__all__ = ["check_config"]
+
+
+def check_config(config: CompressConfig) -> CompressConfig:
+    """The config with the length of the base filled in. Raises AdjoinedError for values that cannot be meant."""
+    for name, low in (
+        ("epochs", 1),
+        ("search_epochs", 1),
+        ("steps", 1),
+        ("search_steps", 1),
+        ("base_steps", 1),
+        ("batch_size", 1),
+        ("base_epochs", 0),
+        ("max_steps", 1),
+        ("workers", 0),
+        ("img_size", 1),
+        ("checkpoint_steps", 1),
+        ("accumulate", 1),
+        ("repeats", 1),
+        ("keep_checkpoints", 1),
+    ):
+        value = getattr(config, name)
+        if value is not None and value < low:
+            raise AdjoinedError(f"--{name.replace('_', '-')} is {value}; it must be at least {low}")
+    for name in ("lr", "base_lr", "gate_lr", "clip_grad"):
+        value = getattr(config, name)
+        if value is not None and not value > 0:
+            raise AdjoinedError(f"--{name.replace('_', '-')} is {value}; it must be above 0")
+    chosen = [
+        f"--{n} {getattr(config, n)}"
+        for n in ("alpha", "plan", "macs", "params")
+        if getattr(config, n) is not None
+    ]
+    if isinstance(config.alpha, list) and len({*config.alpha}) != max(len(config.alpha), 1):
+        raise AdjoinedError(f"--alpha {config.alpha}: give one factor, or several that differ")
+    if config.draw == "one" and len(config.alphas) < 2:
+        raise AdjoinedError(
+            "--draw one has no effect on one small network; give several factors: --alpha 2 4 8"
+        )
+    if config.allocation != "measured" and (config.search or (config.macs is None and config.params is None)):
+        raise AdjoinedError(
+            f"--allocation {config.allocation} shares out a budget; give --macs or --params, without --search"
+        )
+    if config.stream is not None and not config.search and not config.alphas:
+        raise AdjoinedError(
+            f"--stream goes with --alpha or --search; {chosen[0]} says itself what is kept of the stream"
+        )
+    if not 0 <= config.relations < math.inf:
+        raise AdjoinedError(f"--relations is {config.relations}; it must be at least 0 (0: off)")
+    if config.relations and len(config.alphas) > 1:
+        raise AdjoinedError("--relations compares two networks; give one --alpha")
+    if len(chosen) > 1:
+        raise AdjoinedError(f"{' and '.join(chosen)} say two things about what to keep; give one of them")
+    _check_search(config)
+    _check_training(config)
+    if config.pretrained and config.checkpoint:
+        raise AdjoinedError("--pretrained and --checkpoint both give weights; give one of them")
+    base_epochs, base_steps = config.base_epochs, config.base_steps
+    if base_epochs is None:
+        base_epochs = config.epochs if config.needs_base else 0
+        base_steps = base_steps or (config.steps if config.needs_base else None)
+    return replace(config, base_epochs=base_epochs, base_steps=base_steps)
+
+
+def _check_training(config: CompressConfig) -> None:
+    """Raise AdjoinedError for an optimizer, an augmentation or an average that cannot be."""
+    names = [str(name) for name in list_optimizers()]
+    if config.opt not in names:
+        near = did_you_mean(config.opt, names)
+        raise AdjoinedError(f"--opt {config.opt!r} is no optimizer of timm, as adamw, lamb or sgd are{near}")
+    for name in ("mixup", "cutmix"):
+        if not 0 <= getattr(config, name) < math.inf:
+            raise AdjoinedError(f"--{name} is {getattr(config, name)}; it must be at least 0 (0: off)")
+    if (config.mixup or config.cutmix) and config.batch_size % 2:
+        raise AdjoinedError(
+            f"--mixup and --cutmix pair pictures; --batch-size {config.batch_size} must be even"
+        )
+    for name in ("erasing", "ramp", "freeze_large"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise AdjoinedError(
+                f"--{name.replace('_', '-')} is {getattr(config, name)}; it must be a share in [0, 1]"
+            )
+    if config.repeats > 1 and config.augment == "none":
+        raise AdjoinedError(
+            f"--repeats {config.repeats} repeats pictures changed each time; --augment none changes none"
+        )
+    for name in ("ema", "layer_decay"):
+        value = getattr(config, name)
+        if value is not None and not 0 < value < 1:
+            raise AdjoinedError(f"--{name.replace('_', '-')} is {value}; it must lie in (0, 1)")
+    if config.ema_warmup and config.ema is None:
+        raise AdjoinedError("--ema-warmup has no effect without --ema; add --ema 0.999, say")
+    if config.streaming and config.cache in ("device", "memory"):
+        raise AdjoinedError(
+            f"--cache {config.cache} holds all pictures, --streaming never has them all; give one of the two"
+        )
+    if config.compile_mode != "default":
+        told = f"--compile-mode {config.compile_mode}"
+        if not config.compile:
+            raise AdjoinedError(
+                f"{told} has no effect without --compile; add it, or give --compile-mode default"
+            )
+        if config.accumulate > 1:
+            raise AdjoinedError(
+                f"{told} runs CUDA graphs, which overwrite gradients between parts; leave out --accumulate"
+            )
+    if config.channels_last and config.shard:
+        raise AdjoinedError("--shard splits plain weights alone; leave out --channels-last")
+    if config.accumulate > config.batch_size:
+        raise AdjoinedError(
+            f"--accumulate {config.accumulate} is more than --batch-size {config.batch_size}; lower it"
+        )
+
+
+def _check_search(config: CompressConfig) -> None:
+    """Raise AdjoinedError for flags that a search contradicts; say which ones have no effect without one."""
+    if not config.search:
+        idle = [
+            f"--{f.name.replace('_', '-')}"
+            for f in fields(CompressConfig)
+            if f.name in SEARCH_FLAGS and getattr(config, f.name) != f.default
+        ]
+        if idle:
+            raise AdjoinedError(
+                f"only a search reads {', '.join(idle)}; add --search, or use adjoined search"
+            )
+        return
+    for name in ("alpha", "plan"):
+        if (value := getattr(config, name)) is not None:
+            raise AdjoinedError(f"--search finds the plan that --{name} {value} gives; give one of them")
+    if config.accumulate > 1:
+        raise AdjoinedError("--search steers its budget at each forward; leave out --accumulate")
+    if config.scope != "inner":
+        raise AdjoinedError(
+            "--search chooses heads and hidden units; to cut the stream too, for all candidates alike, add --stream 2"
+        )
