@@ -164,7 +164,8 @@ def accuracy_cpu(found: dict[str, Any]) -> list[Row]:
         shares = (
             ("1", "1") if whole else (f"1 / {row[f'large_{n}'] / row[n]:.2f}" for n in ("macs", "params"))
         )
-        before = _mean(r.get("top1_small_ordered", r.get("top1_small_unordered")) for r in rows)
+        known = ("top1_small_allocated", "top1_small_ordered", "top1_small_unordered")
+        before = _mean(next((r[k] for k in known if k in r), None) for r in rows)
         top1 = (_mean(r[name] for r in rows) for name in ("small", "large"))
         minutes = _mean((r["cpu_seconds"] / 60 for r in rows), 0)
         peak = f"{max(r['peak_bytes'] for r in rows) / 1e9:.1f}"
@@ -174,12 +175,21 @@ def accuracy_cpu(found: dict[str, Any]) -> list[Row]:
 
 
 def ordering_cpu(found: dict[str, Any]) -> list[Row]:
-    head = ("scope", "α", "as it comes, top-1", "magnitude", "activation", "taylor", "turned, then magnitude")
+    head = (
+        "scope",
+        "α",
+        "as it comes, top-1",
+        "magnitude",
+        "activation",
+        "taylor",
+        "turned, then magnitude",
+        "as that, its multiply-adds shared out by measurement",
+    )
     groups: dict[tuple[str, float], dict[str, float]] = {}
     for row in found["rows"]:
-        kind = "turned" if row.get("turned") else row["order"]
+        kind = "measured" if row.get("measured") else "turned" if row.get("turned") else row["order"]
         groups.setdefault((row["scope"], row["alpha"]), {"none": row["before"]})[kind] = row["after"]
-    names = ("none", "magnitude", "activation", "taylor", "turned")
+    names = ("none", "magnitude", "activation", "taylor", "turned", "measured")
     return [
         head,
         *(

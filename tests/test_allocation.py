@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import adjoined
+from adjoined import allocation as module
 from adjoined.allocation import allocate, divergence
 from adjoined.core.plan import SCOPES
 from adjoined.errors import AdjoinedError, PlanError
@@ -65,6 +66,13 @@ def test_it_is_closer_to_the_large_network_than_one_factor_for_all(seed):
     axes, x = sample.axes, torch.randn(32, 3, 32, 32, dtype=torch.float64)
     plan, uniform = allocate(model, axes, [x], macs=0.6), axes.plan(macs=0.6)
     assert measured(model, axes, x, plan) < 0.8 * measured(model, axes, x, uniform)
+
+
+def test_where_the_greedy_goes_astray_all_shrink_alike(monkeypatch):
+    sample = specimen("vit")
+    monkeypatch.setattr(module, "_greedy", lambda sizes, *_: dict.fromkeys(sizes, 1))
+    plan = allocate(sample.model, sample.axes, [sample.example], macs=0.9)
+    assert plan.widths == sample.axes.plan(macs=0.9).widths
 
 
 def test_wide_axes_keep_multiples_of_eight():

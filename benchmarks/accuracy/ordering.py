@@ -1,4 +1,5 @@
-"""Before any training: the small network of a trained base, its entries as they come and in the order of importance.
+"""Before any training: the small network of a trained base, its entries as they come, in the order of importance, and its
+multiply-adds shared out by measurement.
 
     python -m benchmarks.accuracy.ordering SCALE [--work runs/accuracy] [--alpha 2 4 8] [--seed 0] [--threads 1]
 
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import torch
 
-from adjoined.train.order import put_in_order
+from adjoined.train.config import Scope
+from adjoined.train.order import put_in_order, share_out
 from benchmarks.accuracy.scales import SCALES
 from benchmarks.accuracy.start import prepare
 from benchmarks.common import write
@@ -31,7 +33,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     start = prepare(SCALES[args.scale], args.work / args.scale / f"seed-{args.seed}", args.seed, "ordering")
     rows = []
-    for scope in ("inner", "full"):
+    scopes: tuple[Scope, ...] = ("inner", "full")
+    for scope in scopes:
         for alpha in args.alpha:
             plan = start.axes.plan(alpha=alpha, scope=scope)
             turns = ((order, False) for order in ("magnitude", "activation", "taylor"))
@@ -53,6 +56,11 @@ def main() -> None:
                     f"{scope} α={alpha:g}  {order:<10} {'turned' * rotate} {before:.2f} → {after:.2f} %  {after / before:.2f} ×",
                     flush=True,
                 )
+            model, macs = copy.deepcopy(start.model), start.axes.cost(plan).macs
+            put_in_order(model, start.axes, [plan], start.ordering("magnitude", True), judged=False)
+            after = share_out(model, start.axes, start.sharing(macs, scope))[1]["top1_small_allocated"]
+            rows.append(rows[-1] | {"turned": scope == "full", "measured": True, "after": after})
+            print(f"{scope} α={alpha:g}  measured {after:.2f} %", flush=True)
     write(
         f"ordering_{args.scale.replace('-', '_')}", {"base": start.base_top1, "seed": args.seed, "rows": rows}
     )

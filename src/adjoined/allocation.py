@@ -53,6 +53,8 @@ def allocate(
 ) -> Plan:
     """The plan within a budget that changes the outputs of `model` on `batches` least, by a greedy search; see above.
 
+    No worse than the plan that shrinks all axes alike.
+
     Order the entries first (`order_axes`, `rotate_streams`): what is measured are the leading slices. A few hundred samples
     are enough. Takes some five evaluations of the network an eighth of an axis that goes.
 
@@ -66,7 +68,7 @@ def allocate(
         PlanError: a budget that cannot be met (with the nearest that can).
         AdjoinedError: no batch, or outputs that the loss cannot compare.
     """
-    axes.plan(macs=macs, params=params, scope=scope)  # says so if the budget cannot be met
+    alike = axes.plan(macs=macs, params=params, scope=scope)  # says so if the budget cannot be met
     what, budget = ("macs", macs) if macs is not None else ("params", params)
     assert budget is not None
     full = getattr(axes.cost(), what)
@@ -89,7 +91,12 @@ def allocate(
                 given
             )
 
-        counts = _greedy({name: a.size for name, a in free.items()}, cost, damage, limit)
+        # Where hardly anything is left every cut ruins the outputs, and the greedy one may have gone astray.
+        plans = (
+            _greedy({name: a.size for name, a in free.items()}, cost, damage, limit),
+            {n: alike[n] for n in free},
+        )
+        counts = min(plans, key=damage)
     return Plan(axes.plan(kept=counts).widths, f"scope={scope}, {what}={budget:g}, measured")
 
 
