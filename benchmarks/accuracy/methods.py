@@ -131,7 +131,10 @@ def longer(start: Start, plan: Plan) -> Made:
 
 def scratch(start: Start, plan: Plan, *, distil: bool, measured: bool = False) -> Made:
     """The network of the plan with fresh weights."""
-    plan, facts = _ordered(start, plan, ORDER, rotate=True, measured=True)[1:] if measured else (plan, {})
+    facts: Facts = {}
+    if measured:
+        _, plan, found = _ordered(start, plan, ORDER, rotate=True, measured=True)
+        facts = {name: found[name] for name in ("plan", "measured_seconds")}
     net = Adjoined(start.fresh(), plan, axes=start.axes, check=False).small()
     return StudentTask(net, copy.deepcopy(start.model) if distil else None), facts
 
