@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from adjoined.core.plan import Plan
+
 ROOT = Path(__file__).parents[2]
 FLAGS = {
     "model_args": {"embed_dim": 16, "depth": 1, "num_heads": 2, "mlp_ratio": 2, "patch_size": 8},
@@ -120,3 +122,17 @@ def test_a_run_goes_on_whole_or_in_parts(tmp_path, alone, before, after):
 
 def alone_checkpoint(alone):
     return sorted((Path(alone[0][0][1]["out"]) / "checkpoints").glob("2-*.pt"))[-1]
+
+
+def test_the_command_tells_and_reports_once(tmp_path):
+    """As a user starts it; to a budget, so that both processes have to have one plan."""
+    flags = ["--macs", "0.5", "--scope", "full", "--base-steps", "3", "--steps", "3", "--batch-size", "478"]
+    flags += ["--model-args", '{"embed_dim": 16, "depth": 1, "num_heads": 2}', "--workers", "0"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "adjoined", "compress", *flags, "--device", "cpu", "--out", "run"]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr
+    for line in ("budget shared out by measurement", "evaluate  adjoined evaluate", "│ small "):
+        assert done.stdout.count(line) == 1, done.stdout
+    assert Plan.load(tmp_path / "run" / "plan.json") == Plan.load(tmp_path / "run" / "small" / "plan.json")

@@ -24,6 +24,8 @@ def add_flags(parser: ArgumentParser) -> None:
 
 def run(given: dict[str, Any]) -> None:
     """Start a run, or with `resume` go on with one; what is not given then is as the run has it."""
+    from accelerate import PartialState
+
     from adjoined.train.folder import latest_run
     from adjoined.train.run import compress
 
@@ -35,6 +37,8 @@ def run(given: dict[str, Any]) -> None:
         if saved.exists():
             config = replace(load_config(saved), **{**given, "out": str(folder)})
     result = compress(config, console=console)
+    if not PartialState().is_main_process:
+        return
     console.print(_table(result))
     console.print(f"run       {result['out']}", highlight=False, soft_wrap=True)
     report_after(result["out"], console)
