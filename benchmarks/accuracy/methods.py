@@ -221,6 +221,11 @@ METHODS: dict[str, Method] = {
     "an": Method("a", "AN", adjoined),
     "dan": Method("b", "DAN", searched),
     "scratch": Method("c", "small network from scratch", partial(scratch, distil=False)),
+    "scratch-measured": Method(
+        "c",
+        "small network from scratch, widths by measurement",
+        partial(scratch, distil=False, measured=True),
+    ),
     "scratch-kd": Method("d", "from scratch, distilled from the base", partial(scratch, distil=True)),
     "tp": Method("e", "Torch-Pruning, fine-tuned", partial(torch_pruning, distil=False), scopes=("full",)),
     "tp-kd": Method("f", "Torch-Pruning, distilled", partial(torch_pruning, distil=True), scopes=("full",)),
@@ -230,17 +235,12 @@ METHODS: dict[str, Method] = {
         partial(cut, distil=True, rotate=False),
         scopes=("full",),
     ),
+    "cut-kd": Method("g", "cut by importance, distilled, weights not shared", partial(cut, distil=True)),
     "cut-kd-measured": Method(
         "g",
         "cut by importance, distilled, weights not shared, widths by measurement",
         partial(cut, distil=True, measured=True),
     ),
-    "scratch-measured": Method(
-        "c",
-        "small network from scratch, widths by measurement",
-        partial(scratch, distil=False, measured=True),
-    ),
-    "cut-kd": Method("g", "cut by importance, distilled, weights not shared", partial(cut, distil=True)),
     "longer": Method("", "base, trained as long", longer, scopes=("full",)),
 }
 

@@ -8,6 +8,7 @@ from adjoined.train.config import CompressConfig, Scope
 __all__ = ["SCALES", "Scale"]
 
 COMPARED = ("an", "dan", "scratch", "scratch-kd", "tp", "tp-kd", "cut-kd", "longer")
+COMPARED += ("an-all-measured", "cut-kd-measured")
 CIFAR10, TINY = "../shared/data/cifar10", "../shared/data/tiny-imagenet-100"
 
 
