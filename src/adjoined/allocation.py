@@ -50,19 +50,21 @@ def allocate(
     params: float | None = None,
     scope: str = "inner",
     loss: Callable[[Any, Any], Tensor] = divergence,
+    progress: Callable[[float], Any] = lambda share: None,
 ) -> Plan:
     """The plan within a budget that changes the outputs of `model` on `batches` least, by a greedy search; see above.
 
     No worse than the plan that shrinks all axes alike.
 
     Order the entries first (`order_axes`, `rotate_streams`): what is measured are the leading slices. A few hundred samples
-    are enough. Takes some five evaluations of the network an eighth of an axis that goes.
+    are enough. Takes about ten evaluations of it for each axis.
 
     Args:
         batches: of inputs, as the model's forward takes them; held for the whole search.
         macs, params: the budget, a fraction of the large network's (≤ 1) or an absolute number.
         scope: "inner" (heads and hidden) or "full" (streams too).
         loss: (large output, small output) → how far they are apart.
+        progress: told at each measurement what share of the large network's cost the network measured has.
 
     Raises:
         PlanError: a budget that cannot be met (with the nearest that can).
@@ -87,6 +89,7 @@ def allocate(
         def damage(counts: dict[str, int]) -> float:
             twin = Adjoined(model, axes.plan(kept=counts), axes=axes, check=False).eval()
             pairs = zip(wanted, given, strict=True)
+            progress(cost(counts) / full)
             return sum(float(loss(out, twin.small_forward(*args, **kw))) for out, (args, kw) in pairs) / len(
                 given
             )

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def measured(finished, tmp_path_factory):
     """A run to a budget that came to its end: its folder, its result and what it told."""
     folder = tmp_path_factory.mktemp("measured") / "run"
     told = Console(file=io.StringIO(), width=300)
-    config = replace(load_config(finished[0] / "config.yaml"), **BUDGET, out=str(folder))
+    config = replace(load_config(finished[0] / "config.yaml"), **BUDGET, out=str(folder), log_seconds=0.01)
     result = compress(config, console=told)
     return folder, result, told.file.getvalue()
 
@@ -50,6 +51,7 @@ def test_the_plan_is_the_one_measured_and_the_result_says_what_it_scored(measure
     assert 0 <= result["top1_small_allocated"] <= 100
     assert result["turned"] == ["stream"]
     assert f"small before training {result['top1_small_allocated']:.2f} %" in told
+    assert re.search(r"measuring what each cut does: \d+% of the large network's cost\n", told)
     assert "→ ? M parameters" in told  # in the headline: not known yet
     assert load_config(folder / "config.yaml").allocation == "measured"
 

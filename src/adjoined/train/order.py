@@ -1,7 +1,9 @@
 """Before the first slice is taken: streams turned to their principal directions, other axes in the order of importance, and
 a budget shared out by what each cut does."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -70,8 +72,9 @@ def share_out(model: nn.Module, axes: Axes, setting: Setting) -> tuple[Plan, dic
     pictures, _ = some_pictures(setting.train.images, setting.train.inputs, IMAGES)
     inputs = pictures.to(device).split(MEASURED)
     model.to(device)
-    with setting.console.status("measuring what each cut does"):
-        found = allocate(model, axes, inputs, macs=config.macs, params=config.params, scope=config.scope)
+    budget = {"macs": config.macs, "params": config.params, "scope": config.scope}
+    with _measuring(setting) as tell:
+        found = allocate(model, axes, inputs, **budget, progress=tell)
     plan = from_first(found, setting.accelerator)
     if config.rotate:
         rotate_streams(model, axes, [plan], pictures.to(device).split(BATCH))
@@ -84,6 +87,23 @@ def share_out(model: nn.Module, axes: Axes, setting: Setting) -> tuple[Plan, dic
         soft_wrap=True,
     )
     return plan, {"top1_small_allocated": score}
+
+
+@contextmanager
+def _measuring(setting: Setting) -> Iterator[Callable[[float], None]]:
+    """Says how far the measurements are: beside a spinner on a terminal, elsewhere in a line now and then."""
+    console, text, last = setting.console, "measuring what each cut does", time.monotonic()
+
+    def tell(share: float) -> None:
+        nonlocal last
+        said = f"{text}: {share:.0%} of the large network's cost"
+        status.update(said)
+        if not console.is_terminal and time.monotonic() - last >= setting.config.log_seconds:
+            last = time.monotonic()
+            console.print(said, highlight=False, soft_wrap=True)
+
+    with console.status(text) as status:
+        yield tell
 
 
 def _said(facts: dict[str, Any]) -> str:
