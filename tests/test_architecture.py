@@ -20,7 +20,7 @@ PARTS: dict[str, set[str]] = {
     "models": {"errors"},
     "data": {"errors", "places"},
     "report": {"errors"},
-    "allocation": {"core", "errors"},
+    "allocation": {"core", "errors", "losses"},
     "importance": {"core", "errors"},
     "rotation": {"core", "errors"},
     "export": {"store", "core", "errors"},

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from adjoined.errors import AdjoinedError
-from adjoined.losses import adjoined_loss, dan_loss, lambda_schedule
+from adjoined.losses import adjoined_loss, dan_loss, kl_divergence, lambda_schedule
 
 B, C = 5, 7
 
@@ -219,3 +219,10 @@ LARGE, SMALL, TARGET = torch.zeros(B, C), torch.zeros(B, C), torch.zeros(B, dtyp
 def test_refuses(call, message):
     with pytest.raises(AdjoinedError, match=message):
         call()
+
+
+def test_kl_divergence_is_that_of_the_two_distributions():
+    p, q = torch.tensor([[0.5, 0.5], [0.9, 0.1]]), torch.tensor([[0.25, 0.75], [0.5, 0.5]])
+    torch.testing.assert_close(kl_divergence(p.log(), q.log()), (p * (p / q).log()).sum(1).mean())
+    with pytest.raises(AdjoinedError, match="must have one shape"):
+        kl_divergence(p, q[:, :1])

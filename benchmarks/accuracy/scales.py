@@ -1,6 +1,6 @@
 """What the accuracy benchmark trains: on which data, how long, to which cost. CPU-sized and GPU-sized."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from adjoined.train.config import CompressConfig, Scope
@@ -54,25 +54,26 @@ VIT = {"embed_dim": 256, "depth": 7, "num_heads": 8}
 # Windows of 4 × 4, four stages, 7 M.
 SWIN = {"embed_dim": 48, "num_heads": (2, 4, 8, 16), "window_size": 4, "patch_size": 2}
 
+CPU = CompressConfig(
+    model="benchmarks.accuracy.networks:conv_vit",
+    data=CIFAR10,
+    img_size=32,
+    batch_size=128,
+    base_epochs=20,
+    epochs=6,
+    base_lr=1e-3,
+    lr=5e-4,
+    warmup_epochs=1,
+    workers=0,
+    device="cpu",
+    search_epochs=3,
+    per="axis",
+)
+
 SCALES: dict[str, Scale] = {
-    "cpu": Scale(
-        CompressConfig(
-            model="benchmarks.accuracy.networks:conv_vit",
-            data=CIFAR10,
-            img_size=32,
-            batch_size=128,
-            base_epochs=20,
-            epochs=6,
-            base_lr=1e-3,
-            lr=5e-4,
-            warmup_epochs=1,
-            workers=0,
-            device="cpu",
-            search_epochs=3,
-            per="axis",
-        ),
-        scopes=("full", "inner"),
-    ),
+    "cpu": Scale(CPU, scopes=("full", "inner")),
+    # As long again as the base: what more epochs do to each way.
+    "cpu-long": Scale(replace(CPU, epochs=20), methods=("an-all-measured", "cut-kd-measured", "longer")),
     # A minute a method: for trying out.
     "digits": Scale(
         CompressConfig(base_epochs=40, epochs=10, base_lr=2e-3, lr=1e-3, workers=0, device="cpu")

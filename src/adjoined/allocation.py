@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adjoined.core.axes import Axes
@@ -18,27 +17,14 @@ from adjoined.core.capture import Example, call_model, in_eval, normalise_exampl
 from adjoined.core.plan import SCOPES, Plan
 from adjoined.core.twin import Adjoined
 from adjoined.errors import AdjoinedError
+from adjoined.losses import kl_divergence
 
-__all__ = ["allocate", "divergence"]
+__all__ = ["allocate"]
 
 # Wide axes keep multiples of it, as matrix units like them.
 GRAIN, WIDE = 8, 64
 # A step takes this share of what is left of an axis, and at least that one of its size.
 OF_REST, OF_SIZE = 1 / 4, 1 / 16
-
-
-def divergence(large: Any, small: Any) -> Tensor:
-    """KL(p ‖ q) of two networks' logits (…, classes), in nats, averaged over samples."""
-    if not (isinstance(large, Tensor) and large.is_floating_point() and large.ndim > 1):
-        raise AdjoinedError(
-            f"the network returns {type(large).__name__}, not logits (batch, classes); "
-            "give allocate a loss(large output, small output)"
-        )
-    log_p, log_q = (
-        x.flatten(0, -2).log_softmax(-1, dtype=torch.promote_types(x.dtype, torch.float32))
-        for x in (large, small)
-    )
-    return F.kl_div(log_q, log_p, log_target=True, reduction="batchmean")
 
 
 def allocate(
@@ -49,7 +35,7 @@ def allocate(
     macs: float | None = None,
     params: float | None = None,
     scope: str = "inner",
-    loss: Callable[[Any, Any], Tensor] = divergence,
+    loss: Callable[[Any, Any], Tensor] = kl_divergence,
     progress: Callable[[float], Any] = lambda share: None,
 ) -> Plan:
     """The plan within a budget that changes the outputs of `model` on `batches` least, by a greedy search; see above.
@@ -84,15 +70,11 @@ def allocate(
         return axes.polynomial.value({free[name].atom: kept for name, kept in counts.items()}, what)
 
     with in_eval(model), torch.no_grad():
-        wanted = [call_model(model, inputs) for inputs in given]
+        distance = _distance(model, axes, given, loss)
 
         def damage(counts: dict[str, int]) -> float:
-            twin = Adjoined(model, axes.plan(kept=counts), axes=axes, check=False).eval()
-            pairs = zip(wanted, given, strict=True)
             progress(cost(counts) / full)
-            return sum(float(loss(out, twin.small_forward(*args, **kw))) for out, (args, kw) in pairs) / len(
-                given
-            )
+            return distance(axes.plan(kept=counts))
 
         # Where hardly anything is left every cut ruins the outputs, and the greedy one may have gone astray.
         plans = (
@@ -101,6 +83,25 @@ def allocate(
         )
         counts = min(plans, key=damage)
     return Plan(axes.plan(kept=counts).widths, f"scope={scope}, {what}={budget:g}, measured")
+
+
+def _distance(model: nn.Module, axes: Axes, given: list, loss: Callable) -> Callable[[Plan], float]:
+    """How far the outputs of a plan's small network are from the large one's, on the mean over the inputs given."""
+    wanted = [call_model(model, inputs) for inputs in given]
+    if loss is kl_divergence and not isinstance(wanted[0], Tensor):
+        raise AdjoinedError(
+            f"the network returns {type(wanted[0]).__name__}, not logits; give a loss(large output, small output)"
+        )
+    device = next(model.parameters()).device
+
+    def distance(plan: Plan) -> float:
+        twin = Adjoined(model, plan, axes=axes, check=False).to(device).eval()
+        pairs = zip(wanted, given, strict=True)
+        return sum(float(loss(out, twin.small_forward(*args, **kw))) for out, (args, kw) in pairs) / len(
+            given
+        )
+
+    return distance
 
 
 def _greedy(sizes: dict[str, int], cost: Callable, damage: Callable, limit: float) -> dict[str, int]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from adjoined.errors import AdjoinedError
 
-__all__ = ["adjoined_loss", "dan_loss", "lambda_schedule", "relation_loss"]
+__all__ = ["adjoined_loss", "dan_loss", "kl_divergence", "lambda_schedule", "relation_loss"]
 
 
 def lambda_schedule(progress: float, ramp: float = 0.5) -> float:
@@ -93,6 +93,12 @@ def dan_loss(
         raise AdjoinedError(f"cost must be one number, got shape {tuple(cost.shape)}; sum it over the blocks")
     loss = parts["loss"] + parts["lam"] * gamma * cost
     return {**parts, "loss": loss, "cost": cost}
+
+
+def kl_divergence(large: Tensor, small: Tensor) -> Tensor:
+    """KL(p ‖ q) of two networks' logits (…, C), in nats, averaged over samples. Raises AdjoinedError if they do not match."""
+    _check_logits(large, small)
+    return _kl_divergence(_log_softmax(large), _log_softmax(small))
 
 
 def relation_loss(large: Tensor, small: Tensor) -> Tensor:

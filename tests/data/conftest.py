@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from adjoined.data import fetched as cache
+from adjoined.data import samplers
 from streams import counted
 
 
@@ -51,3 +53,11 @@ def class_folders(tmp_path, png):
 def network(monkeypatch):
     """What stands for a network, memory://, counted and breakable."""
     return counted(monkeypatch)
+
+
+@pytest.fixture
+def small_scale(monkeypatch):
+    """So that 160 pictures are many."""
+    monkeypatch.setattr(samplers, "REACH_PICTURES", 30)
+    monkeypatch.setattr(samplers, "REACH_GROUPS", 2)
+    monkeypatch.setattr(cache, "PAUSES", (0.0, 0.0))

@@ -4,8 +4,10 @@ import pytest
 from accelerate.state import AcceleratorState
 from rich.console import Console
 
+from adjoined.train import run as running
 from adjoined.train.config import CompressConfig
 from adjoined.train.run import compress
+from killed import Killed
 from streams import counted
 
 # The smallest run: digits, one block, α = 2, two epochs of both phases, three steps each.
@@ -45,6 +47,26 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished") / "run"
     console = Console(file=io.StringIO(), width=200)
     return folder, compress(CompressConfig(**TINY_RUN, out=str(folder)), console=console)
+
+
+@pytest.fixture
+def killed_after(monkeypatch):
+    """Runs a config until it is killed: when `module` would write the line of metrics after so many."""
+
+    def run(config, after, module=running):
+        written = []
+
+        def killing(folder, row):
+            if len(written) == after:
+                raise Killed
+            written.append(row)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "append_metrics", killing)
+            with pytest.raises(Killed):
+                compress(config, console=Console(file=io.StringIO(), width=200))
+
+    return run
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from adjoined.errors import AdjoinedError
 from adjoined.train import run as running
 from adjoined.train.config import load_config
 from adjoined.train.run import compress
+from killed import Killed
 
 BUDGET = {
     "alpha": None,
@@ -21,10 +22,6 @@ BUDGET = {
     "scope": "full",
     "model_args": {"embed_dim": 16, "depth": 2, "num_heads": 2},
 }
-
-
-class Killed(Exception):
-    """Stands for what no program survives."""
 
 
 @pytest.fixture(scope="module")
@@ -57,19 +54,10 @@ def test_the_plan_is_the_one_measured_and_the_result_says_what_it_scored(measure
 
 
 @pytest.mark.parametrize("after", [0, 1, 2])
-def test_a_killed_run_goes_on_as_if_it_had_not_been(config, measured, quiet, monkeypatch, after):
+def test_a_killed_run_goes_on_as_if_it_had_not_been(config, measured, quiet, killed_after, after):
     """In the base, after it, and once the plan is there: metrics and plan are those of the run never killed."""
-    written, config = [], replace(config, **BUDGET)
-
-    def killing(folder, row):
-        if len(written) == after:
-            raise Killed
-        written.append(row)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(running, "append_metrics", killing)
-        with pytest.raises(Killed):
-            compress(config, console=quiet)
+    config = replace(config, **BUDGET)
+    killed_after(config, after)
     compress(replace(config, resume=True), console=quiet)
     assert without_clock(config.out) == without_clock(measured[0])
     assert Plan.load(Path(config.out) / "plan.json") == Plan.load(measured[0] / "plan.json")

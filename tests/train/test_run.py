@@ -17,6 +17,7 @@ from adjoined.train import run as running
 from adjoined.train.config import load_config
 from adjoined.train.folder import latest_run
 from adjoined.train.run import compress, evaluate
+from killed import Killed
 
 FILES = [".lock", "checkpoints", "config.yaml", "metrics.jsonl", "plan.json"]
 FILES += ["predictions.json", "result.json", "small"]
@@ -98,24 +99,10 @@ def test_evaluate_gives_the_same_top1_here_and_in_a_new_process(finished, tmp_pa
     assert json.loads(done.stdout)["top1"] == wanted
 
 
-class Killed(Exception):
-    """Stands for what no program survives."""
-
-
 @pytest.mark.parametrize("after", [0, 1, 2, 3])
-def test_a_killed_run_goes_on_as_if_it_had_not_been(config, finished, quiet, monkeypatch, after):
+def test_a_killed_run_goes_on_as_if_it_had_not_been(config, finished, quiet, killed_after, after):
     """Killed after a checkpoint is on the disk and before its line of metrics is."""
-    written = []
-
-    def killing(folder, row):
-        if len(written) == after:
-            raise Killed
-        written.append(row)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(running, "append_metrics", killing)
-        with pytest.raises(Killed):
-            compress(config, console=quiet)
+    killed_after(config, after)
     result = compress(replace(config, resume=True), console=quiet)
     assert accuracies(result) == accuracies(finished[1])
     assert without_clock(lines(config.out)) == without_clock(lines(finished[0]))
@@ -124,7 +111,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(config, finished, quiet, mon
 
 
 @pytest.mark.parametrize("draw", ["all", "one"])
-def test_several_sizes_from_one_training(config, quiet, monkeypatch, tmp_path, draw):
+def test_several_sizes_from_one_training(config, quiet, killed_after, tmp_path, draw):
     config = replace(config, alpha=[2.0, 1.0], draw=draw, own="norms", ramp=0.0)
     result = compress(config, console=quiet)
     folder = Path(result["out"])
@@ -138,17 +125,7 @@ def test_several_sizes_from_one_training(config, quiet, monkeypatch, tmp_path, d
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert all("top1_small-1" in row for row in rows if row["phase"] == "adjoined")
     again = replace(config, out=str(tmp_path / "killed"))
-    written = []
-
-    def killing(folder, row):
-        written.append(row)
-        if len(written) == 3:  # the first epoch of adjoined training
-            raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(running, "append_metrics", killing)
-        with pytest.raises(Killed):
-            compress(again, console=quiet)
+    killed_after(again, 2)  # the first epoch of adjoined training
     assert compress(replace(again, resume=True), console=quiet)["sizes"] == result["sizes"]
 
 

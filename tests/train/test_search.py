@@ -81,21 +81,8 @@ def test_training_starts_from_the_weights_before_the_search(config, quiet, monke
 @pytest.mark.parametrize(
     ("module", "after"), [(running, 0), (searching, 0), (searching, 1), (running, 1), (running, 2)]
 )
-def test_a_killed_search_goes_on_as_if_it_had_not_been(config, quiet, monkeypatch, whole, module, after):
-    written = []
-
-    class Killed(Exception):
-        pass
-
-    def killing(folder, row):
-        if len(written) == after:
-            raise Killed
-        written.append(row)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "append_metrics", killing)
-        with pytest.raises(Killed):
-            compress(config, console=quiet)
+def test_a_killed_search_goes_on_as_if_it_had_not_been(config, quiet, killed_after, whole, module, after):
+    killed_after(config, after, module)
     result = compress(replace(config, resume=True), console=quiet)
     assert lines(config.out) == lines(whole["out"])
     assert {n: result[n] for n in ("base", "large", "small")} == {

@@ -16,6 +16,7 @@ from adjoined.errors import AdjoinedError
 from adjoined.train.config import load_config
 from adjoined.train.run import compress
 from adjoined.train.tracking import KINDS, Tracking, entries
+from killed import Killed
 
 running = importlib.import_module("adjoined.train.run")
 looping = importlib.import_module("adjoined.train.loop")
@@ -76,10 +77,6 @@ def recorder(monkeypatch):
         return module
 
     return make
-
-
-class Killed(Exception):
-    """Stands for what no program survives."""
 
 
 def kill(config, console, monkeypatch, *, at):

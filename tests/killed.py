@@ -1,0 +1,2 @@
+class Killed(Exception):
+    """Stands for what no program survives."""
