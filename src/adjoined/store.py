@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 from adjoined.core.plan import Plan
 from adjoined.core.program import Network, Program, Signature
 from adjoined.errors import AdjoinedError
+from adjoined.files import parsed, read_mapping
 
 __all__ = ["FORMAT", "load", "save"]
 
@@ -94,7 +95,7 @@ def load(folder: str | Path) -> Network:
     """The network that `save` wrote, on the CPU and in eval mode.
 
     Raises:
-        AdjoinedError: the folder holds no network, or one of a newer format.
+        AdjoinedError: the folder holds no network, one of a newer format, or a damaged one.
     """
     folder = Path(folder)
     path = folder / "program.json"
@@ -102,22 +103,25 @@ def load(folder: str | Path) -> Network:
         raise AdjoinedError(
             f"{folder} holds no saved network (no program.json); give the folder that adjoined.save wrote, of a run its small/"
         )
-    data = json.loads(path.read_text(encoding="utf-8"))
+    data = read_mapping(path)
     if data["format"] > FORMAT:
         raise AdjoinedError(
             f"{folder} has format {data['format']}, this version reads up to {FORMAT}: upgrade adjoined"
         )
-    tensors: dict[str, Tensor] = load_file(folder / "model.safetensors")
+    tensors: dict[str, Tensor] = parsed(folder / "model.safetensors", load_file)
     if (folder / "constants.safetensors").is_file():
-        tensors |= load_file(folder / "constants.safetensors")
+        tensors |= parsed(folder / "constants.safetensors", load_file)
     tensors = {
         name: t.clone() for name, t in tensors.items()
     }  # aligned as a fresh tensor is: the same kernels run
-    frozen = set(data["frozen"])
+    frozen, tied = set(data["frozen"]), data["tied"]
+    needed = {*data["parameters"], *(name for names in data["tensors"].values() for name in names)}
+    if lacking := {tied.get(name, name) for name in needed} - tensors.keys():
+        raise AdjoinedError(f"{folder} is not whole: its weights lack {min(lacking)}; copy it again")
     for name in data["parameters"]:
         if name in tensors:
             tensors[name] = nn.Parameter(tensors[name], name not in frozen)
-    tensors |= {name: tensors[source] for name, source in data["tied"].items()}
+    tensors |= {name: tensors[source] for name, source in tied.items()}
     graphs = {mode: _decode_graph(rows) for mode, rows in data["graphs"].items()}
     signature = Signature(tuple(data["names"]), _decode_spec(data["output"]))
     program = Program(

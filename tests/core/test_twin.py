@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 import adjoined
@@ -181,3 +182,33 @@ def test_a_full_disk_leaves_the_saved_network_whole(mixer, tmp_path, monkeypatch
     with pytest.raises(OSError, match="No space left"):
         adjoined.save(twin.small(), tmp_path)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def cut_short(path):
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+DAMAGE = {
+    "weights cut short": (lambda f: cut_short(f / "model.safetensors"), "model.safetensors cannot be read"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "model.safetensors is missing"),
+    "no constants": (lambda f: (f / "constants.safetensors").unlink(), "its weights lack hushed"),
+    "weights of another": (
+        lambda f: save_file({"x": torch.zeros(1)}, f / "model.safetensors"),
+        "its weights lack",
+    ),
+    "program cut short": (lambda f: cut_short(f / "program.json"), "program.json cannot be read"),
+    "program of another kind": (lambda f: (f / "program.json").write_text("[]"), "program.json holds no mapping"),
+    "plan cut short": (lambda f: cut_short(f / "plan.json"), "plan.json holds no plan"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_a_damaged_network_is_told_in_one_line(mixer, tmp_path, case):
+    damage, told = DAMAGE[case]
+    adjoined.save(
+        adjoined.Adjoined(mixer, adjoined.find_axes(mixer, EXAMPLE).plan(alpha=2)).small(), tmp_path
+    )
+    damage(tmp_path)
+    with pytest.raises(adjoined.AdjoinedError, match=told) as error:
+        adjoined.load(tmp_path)
+    assert "\n" not in str(error.value)

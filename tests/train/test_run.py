@@ -144,6 +144,14 @@ def test_resuming_a_finished_run_gives_its_result(finished, quiet):
     assert compress(replace(config, resume=True), console=quiet) == result
 
 
+def test_a_finished_run_may_be_moved(finished, quiet, tmp_path):
+    folder, result = finished
+    moved = shutil.copytree(folder, tmp_path / "moved")
+    config = replace(load_config(moved / "config.yaml"), resume=True, out=str(moved))
+    assert compress(config, console=quiet) == result | {"out": str(moved)}
+    assert evaluate(moved)["run"] == str(moved)
+
+
 def test_with_given_weights_the_base_is_what_they_give(config, finished, quiet, tmp_path):
     folder, _ = finished
     state = torch.load(folder / "checkpoints" / "2-adjoined-00002.pt", weights_only=True)["task"]

@@ -25,6 +25,7 @@ from adjoined.export.quantize import write_onnx_int8
 from adjoined.export.runner import Runner, time_in_turns
 from adjoined.export.subject import Subject, make_subject
 from adjoined.export.timm import open_timm, write_timm
+from adjoined.files import read_mapping
 from adjoined.store import load, save
 
 __all__ = ["FORMATS", "Exported", "Format", "export", "missing_extra", "write_format"]
@@ -134,7 +135,7 @@ def export(
 
 def _note(path: Path, made: Exported) -> None:
     """Put the format beside those that the folder has."""
-    known = json.loads(path.read_text(encoding="utf-8"))["formats"] if path.is_file() else {}
+    known = read_mapping(path)["formats"] if path.is_file() else {}
     known[made.format] = asdict(made)
     data = {"torch": torch.__version__, "threads": torch.get_num_threads(), "formats": known}
     path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from adjoined.errors import AdjoinedError
+from adjoined.files import read_mapping
 
 __all__ = ["NETWORKS", "Phase", "Run", "Width", "read_run"]
 
@@ -117,13 +118,15 @@ def read_run(folder: Path | str) -> Run:
         raise AdjoinedError(
             f"no run at {str(folder)!r}: looked for config.yaml; adjoined compress --out RUN makes one"
         )
-    config = _parse(run / "config.yaml", yaml.safe_load)
+    config = read_mapping(run / "config.yaml", yaml.safe_load)
     rows, skipped = _read_rows(run / "metrics.jsonl")
     if not (run / "result.json").is_file():
         raise AdjoinedError(f"{run} is not finished; go on with: adjoined compress --resume --out {run}")
-    files = {name: _parse(run / f"{name}.json") for name in ("result", "plan")}
+    files = {name: read_mapping(run / f"{name}.json") for name in ("result", "plan")}
     files |= {
-        n: _parse(run / f"{n}.json") for n in ("benchmark", "predictions") if (run / f"{n}.json").is_file()
+        n: read_mapping(run / f"{n}.json")
+        for n in ("benchmark", "predictions")
+        if (run / f"{n}.json").is_file()
     }
     for name, found in files.items():
         try:
@@ -168,19 +171,6 @@ CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
     "benchmark": _check_benchmark,
     "predictions": _check_predictions,
 }
-
-
-def _parse(path: Path, parse: Any = json.loads) -> dict[str, Any]:
-    """A file that holds one mapping."""
-    try:
-        found = parse(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise AdjoinedError(f"{path} is missing; the run is not whole") from None
-    except (ValueError, yaml.YAMLError) as error:
-        raise AdjoinedError(f"{path} cannot be read: {' '.join(str(error).split())[:120]}") from error
-    if not isinstance(found, dict):
-        raise AdjoinedError(f"{path} holds no mapping; the run is not whole")
-    return found
 
 
 def _read_rows(path: Path) -> tuple[list[Row], tuple[int, ...]]:

@@ -1,6 +1,5 @@
 """A finished run as its files tell it."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from adjoined.core.program import Network
 from adjoined.data import ImageData, InputSpec, load_data
 from adjoined.errors import AdjoinedError
+from adjoined.files import read_mapping
 from adjoined.store import load
 from adjoined.train.config import CompressConfig, load_config
 from adjoined.train.networks import build_model
@@ -78,9 +78,8 @@ def finished_run(folder: Path | str) -> Finished:
         )
     if not (run / "result.json").exists() or not (small / "inputs.json").exists():
         raise AdjoinedError(f"{run} is not finished; go on with: adjoined compress --resume --out {run}")
-    inputs, result = (
-        json.loads(p.read_text(encoding="utf-8")) for p in (small / "inputs.json", run / "result.json")
-    )
+    inputs, result = (read_mapping(p) for p in (small / "inputs.json", run / "result.json"))
+    result |= {"out": str(run)}  # it may have been moved
     net = load(small)
     if own := [row for row in result.get("sizes", ()) if row["folder"] == small.name]:
         result |= {"small": own[0], "plan": net.plan.note if net.plan else ""}

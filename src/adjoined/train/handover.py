@@ -18,6 +18,7 @@ from adjoined.export.benchmark import benchmark
 from adjoined.export.card import model_card
 from adjoined.export.subject import Architecture, Options
 from adjoined.export.write import Exported, export
+from adjoined.files import read_mapping
 from adjoined.search.latency import processor_name
 from adjoined.train.checkpoint import written_aside
 from adjoined.train.finished import Finished, finished_run
@@ -76,7 +77,7 @@ def export_run(
 def write_card(run: Finished, *, licence: str = "unknown", name: str = "") -> Path:
     """RUN/export/README.md from what was exported so far."""
     path = run.out / "export" / "README.md"
-    formats = json.loads((path.parent / "export.json").read_text(encoding="utf-8"))["formats"]
+    formats = read_mapping(path.parent / "export.json")["formats"]
     path.write_text(model_card(run.result, run.inputs, formats, licence=licence, name=name), encoding="utf-8")
     return path
 

@@ -10,7 +10,6 @@ RUN/config.yaml     the flags, as `--config` reads them
     small-ALPHA/    of several factors those after the first
 """
 
-import json
 import time
 import warnings
 from collections.abc import Sequence
@@ -32,6 +31,7 @@ from adjoined.core.plan import Plan
 from adjoined.core.twin import Adjoined
 from adjoined.data import Batches, ImageData, InputSpec, input_spec, load_data, make_batches
 from adjoined.errors import AdjoinedError, DataError, PlanError
+from adjoined.files import read_mapping
 from adjoined.train.checkpoint import Checkpoints
 from adjoined.train.checks import check_config
 from adjoined.train.config import CompressConfig, save_config
@@ -77,7 +77,7 @@ def compress(config: CompressConfig, *, console: Console | None = None) -> dict[
     console = (console or Console()) if first else Console(quiet=True)
     folder, config = from_first(open_folder(config) if first else None, accelerator)
     if config.resume and (folder / "result.json").exists():
-        return json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        return read_mapping(folder / "result.json") | {"out": str(folder)}
     with ExitStack() as until_done:
         if first:
             until_done.enter_context(held(folder))
