@@ -41,17 +41,35 @@ def test_it_keeps_to_the_budget_and_uses_it(name, what, scope):
     adjoined.Adjoined(model, plan, axes=axes)  # its self-check
 
 
-def test_it_cuts_what_changes_nothing_first():
-    """Half of one block's hidden units write nothing: they alone go, and the outputs stay."""
+def half_dead():
     sample = specimen("vit")
     model = copy.deepcopy(sample.model).eval()
     with torch.no_grad():
         model.blocks[1].mlp.fc2.weight[:, 96:] = 0
+    return sample, model
+
+
+def test_it_cuts_what_changes_nothing_first():
+    """Half of one block's hidden units write nothing: they alone go, and the outputs stay."""
+    sample, model = half_dead()
     axes = sample.axes
     goal = axes.plan(kept={"blocks.1.mlp.hidden": 96})
     plan = allocate(model, axes, [sample.example], macs=axes.cost(goal).macs)
     assert {w.name: w.kept for w in plan.widths if w.kept != w.size} == {"blocks.1.mlp.hidden": 96}
     assert measured(model, axes, sample.example, plan) < 1e-12
+
+
+def test_outputs_that_are_no_numbers_are_the_worst_and_end_no_search():
+    """As of a network that overflows wherever its outputs change: what changes nothing goes first all the same."""
+    sample, model = half_dead()
+
+    def loss(large, small):
+        return torch.tensor(float("nan") if (large - small).abs().max() > 1e-4 else 0.0)
+
+    plan = allocate(model, sample.axes, [sample.example], macs=0.85, loss=loss)
+    share = {w.name: w.kept / w.size for w in plan.widths}
+    assert sample.axes.cost(plan).macs <= 0.85 * sample.axes.cost().macs
+    assert min(share, key=share.__getitem__) == "blocks.1.mlp.hidden"
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

@@ -115,7 +115,9 @@ def _run(scale: Scale, work: Path, name: str, share: str, scope: Scope, number: 
     config = start.setting.config
     assert config.lr is not None
     judged = "small" if "small" in task.networks() else "large"
-    rows = train(task, Phase(method.phase, 2, config.epochs, config.lr, judged_by=judged), start.setting)
+    rows = train(
+        task, Phase(method.phase, 2, config.epochs, config.lr * method.rate, judged_by=judged), start.setting
+    )
     networks = task.to("cpu").networks()
     inputs = start.setting.train.inputs
     example = torch.zeros(1, inputs.channels, *inputs.size)

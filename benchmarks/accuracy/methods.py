@@ -68,7 +68,7 @@ class StudentTask(Task):
 class Method:
     """`letter` as in the table; `make(start, plan)` → the task and what is to be noted of it.
 
-    `scopes`: those that make a difference to it.
+    `scopes`: those that make a difference to it. `rate`: its learning rate over that of the recipe.
     """
 
     letter: str
@@ -76,6 +76,7 @@ class Method:
     make: Callable[[Start, Plan], Made]
     phase: str = "adjoined"
     scopes: tuple[Scope, ...] = ("inner", "full")
+    rate: float = 1.0
 
 
 def macs_of(net: nn.Module, example: Tensor) -> int:
@@ -256,6 +257,7 @@ DIALS: dict[str, Facts] = {
     "small-ce": {"small_ce": 0.5},
     "kl-2": {"kl_weight": 2.0},
     "relations": {"relations": 1.0},
+    "freeze": {"freeze_large": 1 / 3},
     "own-norms": {"twin": {"own": "norms"}},
     "own-vectors": {"twin": {"own": "vectors"}},
     "own-all": {"detach_large": True, "ramp": 0.0, "small_ce": 1.0, "twin": {"own": "all"}},
@@ -269,10 +271,13 @@ for _name in ("all", "own-all"):
         scopes=("full",),
     )
 METHODS["an-measured"] = Method("a", "AN, widths by measurement", partial(adjoined, measured=True))
-for _name in ("all", "own-all"):
+for _name, _dials in DIALS.items():
     METHODS[f"an-{_name}-measured"] = Method(
-        "a", f"AN, {_name}, widths by measurement", partial(adjoined, measured=True, **DIALS[_name])
+        "a", f"AN, {_name}, widths by measurement", partial(adjoined, measured=True, **_dials)
     )
+METHODS["an-half-rate-measured"] = replace(
+    METHODS["an-measured"], said="AN, half-rate, widths by measurement", rate=0.5
+)
 METHODS["dan-own-all"] = Method("b", "DAN, own-all", partial(searched, **DIALS["own-all"]))
 METHODS["dan-all"] = Method("b", "DAN, all", partial(searched, **DIALS["all"]))
 METHODS |= {f"an-{name}": Method("a", f"AN, {name}", partial(adjoined, **o)) for name, o in DIALS.items()}

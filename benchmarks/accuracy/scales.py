@@ -9,6 +9,9 @@ __all__ = ["SCALES", "Scale"]
 
 COMPARED = ("an", "dan", "scratch", "scratch-kd", "tp", "tp-kd", "cut-kd", "longer")
 COMPARED += ("an-all-measured", "cut-kd-measured")
+# AN to the letter, each dial beside it, and together.
+ABLATED = ("", "detach", "ramp-0", "small-ce", "kl-2", "own-norms", "own-vectors", "relations", "freeze")
+ABLATED += ("half-rate", "all", "own-all")
 CIFAR10, TINY = "../shared/data/cifar10", "../shared/data/tiny-imagenet-100"
 
 
@@ -74,6 +77,10 @@ SCALES: dict[str, Scale] = {
     "cpu": Scale(CPU, scopes=("full", "inner")),
     # As long again as the base: what more epochs do to each way.
     "cpu-long": Scale(replace(CPU, epochs=20), methods=("an-all-measured", "cut-kd-measured", "longer")),
+    "cpu-dials": Scale(
+        replace(CPU, epochs=3),
+        methods=(*(f"an-{name}-measured".replace("--", "-") for name in ABLATED), "cut-kd-measured"),
+    ),
     # A minute a method: for trying out.
     "digits": Scale(
         CompressConfig(base_epochs=40, epochs=10, base_lr=2e-3, lr=1e-3, workers=0, device="cpu")

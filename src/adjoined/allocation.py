@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from adjoined.core.axes import Axes
 from adjoined.core.capture import Example, call_model, in_eval, normalise_example
-from adjoined.core.plan import SCOPES, Plan
+from adjoined.core.plan import SCOPES, Plan, limit_of
 from adjoined.core.twin import Adjoined
 from adjoined.errors import AdjoinedError
 from adjoined.losses import kl_divergence
@@ -25,6 +25,8 @@ __all__ = ["allocate"]
 GRAIN, WIDE = 8, 64
 # A step takes this share of what is left of an axis, and at least that one of its size.
 OF_REST, OF_SIZE = 1 / 4, 1 / 16
+# How far outputs are that are no numbers.
+WORST = 1e30
 
 
 def allocate(
@@ -60,7 +62,7 @@ def allocate(
     what, budget = ("macs", macs) if macs is not None else ("params", params)
     assert budget is not None
     full = getattr(axes.cost(), what)
-    limit = budget * full if budget <= 1 else budget
+    limit = limit_of(budget, full, what)
     free = {a.name: a for a in axes if a.pinned is None and a.role in SCOPES[scope]}
     given = [normalise_example(inputs) for inputs in batches]
     if not given:
@@ -97,9 +99,8 @@ def _distance(model: nn.Module, axes: Axes, given: list, loss: Callable) -> Call
     def distance(plan: Plan) -> float:
         twin = Adjoined(model, plan, axes=axes, check=False).to(device).eval()
         pairs = zip(wanted, given, strict=True)
-        return sum(float(loss(out, twin.small_forward(*args, **kw))) for out, (args, kw) in pairs) / len(
-            given
-        )
+        apart = sum(float(loss(out, twin.small_forward(*args, **kw))) for out, (args, kw) in pairs)
+        return apart / len(given) if math.isfinite(apart) else WORST
 
     return distance
 

@@ -41,6 +41,7 @@ def without_clock(folder):
 
 def test_the_plan_is_the_one_measured_and_the_result_says_what_it_scored(measured):
     folder, result, told = measured
+    full = result["large"]["macs"]
     plan = Plan.load(folder / "plan.json")
     assert plan.note == "scope=full, macs=0.6, measured"
     assert Plan.load(folder / "small" / "plan.json") == plan
@@ -49,7 +50,8 @@ def test_the_plan_is_the_one_measured_and_the_result_says_what_it_scored(measure
     assert result["turned"] == ["stream"]
     assert f"small before training {result['top1_small_allocated']:.2f} %" in told
     assert re.search(r"measuring what each cut does: \d+% of the large network's cost\n", told)
-    assert "→ ? M parameters" in told  # in the headline: not known yet
+    # In the headline: all that is known yet.
+    assert f"→ ? M parameters, {full / 1e9:.4g} → ≤ {0.6 * full / 1e9:.4g} GMACs" in told
     assert load_config(folder / "config.yaml").allocation == "measured"
 
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from adjoined.errors import PlanError, did_you_mean
 
-__all__ = ["SCHEMA", "Plan", "Width", "candidates", "check_fits", "make_plan"]
+__all__ = ["SCHEMA", "Plan", "Width", "candidates", "check_fits", "limit_of", "make_plan"]
 
 SCHEMA = 1
 SCOPES = {"inner": ("heads", "hidden"), "full": ("heads", "hidden", "stream")}
@@ -241,14 +241,19 @@ def _divide(free: Iterable[AxisLike], factors: Mapping[str, float], strict: bool
     return counts
 
 
+def limit_of(budget: float, full: float, what: str) -> float:
+    """What `budget` allows, of a network that costs `full`: a fraction of it up to 1, above that a number. Raises PlanError."""
+    if not 0 < budget < math.inf:
+        raise PlanError(
+            f"a budget of {budget!r} {what}; give a fraction of the large network's {full:,.0f} or a number"
+        )
+    return budget * full if budget <= 1 else budget
+
+
 def _to_budget(axes: Any, free: Sequence[AxisLike], what: str, budget: float, scope: str) -> Plan:
     """The largest plan within a budget that shrinks every axis alike: one ratio for all, then the rest filled up."""
     full: int = getattr(axes.cost(), what)
-    if not budget > 0 or math.isinf(budget):
-        raise PlanError(
-            f"a budget of {budget!r} {what}; give a fraction of the large network's {full:,} or a number"
-        )
-    limit = budget * full if budget <= 1 else budget
+    limit = limit_of(budget, full, what)
     atoms = {a.name: next(x.atom for x in axes if x.name == a.name) for a in free}
 
     def cost(counts: Mapping[str, int]) -> int:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from adjoined.core.axes import Axes
-from adjoined.core.plan import Plan
-from adjoined.errors import AdjoinedError, PlanError
+from adjoined.core.plan import Plan, limit_of
+from adjoined.errors import AdjoinedError
 from adjoined.search.gates import Candidates, find_gates, narrowed
 from adjoined.search.latency import Latency, measure_latency
 from adjoined.search.network import SearchNetwork
@@ -141,9 +141,7 @@ def make_objective(
     else:
         what, budget = ("params", params) if params is not None else ("macs", macs)
         table = CostTable.of_polynomial(axes, gates, what, within)
-        if budget is not None and not 0 < budget < math.inf:
-            raise PlanError(f"a budget of {budget} {what}; give a fraction of {table.full:,.0f} or a number")
-        budget = budget * table.full if budget is not None and budget <= 1 else budget
+        budget = limit_of(budget, table.full, what) if budget is not None else None
     return SearchObjective(SearchNetwork(model, axes, gates, within), table, replace(settings, budget=budget))
 
 

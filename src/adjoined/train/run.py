@@ -27,7 +27,7 @@ from torch import nn
 
 from adjoined.core.axes import Axes, find_axes
 from adjoined.core.nested import Nested
-from adjoined.core.plan import Plan
+from adjoined.core.plan import Plan, limit_of
 from adjoined.core.twin import Adjoined
 from adjoined.data import Batches, ImageData, InputSpec, input_spec, load_data, make_batches
 from adjoined.errors import AdjoinedError, DataError, PlanError
@@ -274,13 +274,22 @@ def _headline(setting: Setting, data: ImageData, axes: Axes, plans: Sequence[Pla
     small = [axes.cost(plan) for plan in plans]
     shape = "×".join(map(str, (inputs.channels, *inputs.size)))
     pictures = f"{len(setting.train.images):,} + {len(setting.validation.images):,}"
-    params = ", ".join(f"{cost.params / 1e6:.4g}" for cost in small) or "?"
-    macs = ", ".join(f"{cost.macs / 1e9:.4g}" for cost in small) or "?"
+    params = ", ".join(f"{cost.params / 1e6:.4g}" for cost in small) or _allowed(
+        setting.config.params, large.params, "params", 1e6
+    )
+    macs = ", ".join(f"{cost.macs / 1e9:.4g}" for cost in small) or _allowed(
+        setting.config.macs, large.macs, "macs", 1e9
+    )
     return (
         f"{setting.config.model} on {data.name}, {pictures} pictures of {shape}: "
         f"{large.params / 1e6:.4g} → {params} M parameters, "
         f"{large.macs / 1e9:.4g} → {macs} GMACs; run in {setting.config.out}"
     )
+
+
+def _allowed(budget: float | None, full: int, what: str, unit: float) -> str:
+    """What a cost will be, as far as that is known before there is a plan."""
+    return "?" if budget is None else f"≤ {limit_of(budget, full, what) / unit:.4g}"
 
 
 def _check_classes(data: ImageData, classes: list[str]) -> None:
