@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
-MARK = re.compile(r"<!-- table: (\w+) -->")
+MARK = re.compile(r"<!-- table: ([\w-]+) -->")
 Row = tuple[Any, ...]
 
 
@@ -125,7 +125,7 @@ def deploy_latency(rows: dict[str, Any]) -> list[Row]:
     ]
 
 
-def accuracy_cpu(found: dict[str, Any]) -> list[Row]:
+def accuracy(found: dict[str, Any]) -> list[Row]:
     head = (
         "",
         "method",
@@ -239,7 +239,6 @@ TABLES: dict[str, Callable[[Any], list[Row]]] = {
         search_accuracy,
         search_latency,
         deploy_latency,
-        accuracy_cpu,
         ordering_cpu,
         ordering_digits,
         analysis_time,
@@ -247,6 +246,7 @@ TABLES: dict[str, Callable[[Any], list[Row]]] = {
         thesis_table,
     )
 }
+TABLES |= {f"accuracy_{scale}": accuracy for scale in ("cpu", "cpu-long", "cpu-dials")}
 
 
 def _times(seconds: dict[str, dict[str, float]]) -> str:
