@@ -31,6 +31,7 @@ from adjoined.search.table import CostTable
 from adjoined.train.config import CompressConfig
 from adjoined.train.networks import build_model
 from adjoined.train.run import compress
+from benchmarks.accuracy.scales import LETTER
 from benchmarks.common import write
 
 TEMPERATURES: dict[str, Any] = {"constant": 1.0, "annealed": "annealed"}
@@ -134,7 +135,7 @@ def main() -> None:
     data = first_images(Path(args.data), args.work / f"data-{args.images}", args.images)
     config = CompressConfig(
         model=args.model, model_args=args.model_args, data=str(data), epochs=args.epochs, macs=args.macs,
-        img_size=args.img_size, batch_size=args.batch_size, device=args.device, order=args.order, workers=0,
+        img_size=args.img_size, batch_size=args.batch_size, device=args.device, order=args.order, workers=0, **LETTER,
     )  # fmt: skip
     rows: list[dict[str, Any]] = []
     settings = {

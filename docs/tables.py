@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
-MARK = re.compile(r"<!-- table: ([\w-]+) -->")
+MARK = re.compile(r"<!-- table: (\w+) -->")
 Row = tuple[Any, ...]
 
 
@@ -246,7 +246,7 @@ TABLES: dict[str, Callable[[Any], list[Row]]] = {
         thesis_table,
     )
 }
-TABLES |= {f"accuracy_{scale}": accuracy for scale in ("cpu", "cpu-long", "cpu-dials")}
+TABLES |= {f"accuracy_{scale}": accuracy for scale in ("cpu", "cpu_long", "cpu_dials")}
 
 
 def _times(seconds: dict[str, dict[str, float]]) -> str:

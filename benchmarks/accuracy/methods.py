@@ -260,6 +260,7 @@ DIALS: dict[str, Facts] = {
     "freeze": {"freeze_large": 1 / 3},
     "own-norms": {"twin": {"own": "norms"}},
     "own-vectors": {"twin": {"own": "vectors"}},
+    "default": {"detach_large": True, "ramp": 0.0, "small_ce": 0.5},
     "own-all": {"detach_large": True, "ramp": 0.0, "small_ce": 1.0, "twin": {"own": "all"}},
     "all": {"detach_large": True, "ramp": 0.0, "small_ce": 0.5, "twin": {"own": "vectors"}},
 }

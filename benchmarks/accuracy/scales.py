@@ -11,7 +11,9 @@ COMPARED = ("an", "dan", "scratch", "scratch-kd", "tp", "tp-kd", "cut-kd", "long
 COMPARED += ("an-all-measured", "cut-kd-measured")
 # AN to the letter, each dial beside it, and together.
 ABLATED = ("", "detach", "ramp-0", "small-ce", "kl-2", "own-norms", "own-vectors", "relations", "freeze")
-ABLATED += ("half-rate", "all", "own-all")
+ABLATED += ("half-rate", "default", "all", "own-all")
+# The loss of the source, beside which the dials are measured.
+LETTER: dict[str, Any] = {"detach_large": False, "small_ce": 0.0, "ramp": 0.5}
 CIFAR10, TINY = "../shared/data/cifar10", "../shared/data/tiny-imagenet-100"
 
 
@@ -48,6 +50,7 @@ def _gpu(model: str, data: str, img_size: int, **model_args: Any) -> Scale:
         cutmix=1.0,
         workers=14,
         device="cuda",
+        **LETTER,
     )
     return Scale(config, macs=(0.25, 0.5, 0.125), seeds=(0, 1, 2))
 
@@ -71,6 +74,7 @@ CPU = CompressConfig(
     device="cpu",
     search_epochs=3,
     per="axis",
+    **LETTER,
 )
 
 SCALES: dict[str, Scale] = {
@@ -83,7 +87,7 @@ SCALES: dict[str, Scale] = {
     ),
     # A minute a method: for trying out.
     "digits": Scale(
-        CompressConfig(base_epochs=40, epochs=10, base_lr=2e-3, lr=1e-3, workers=0, device="cpu")
+        CompressConfig(base_epochs=40, epochs=10, base_lr=2e-3, lr=1e-3, workers=0, device="cpu", **LETTER)
     ),
     "gpu-vit": _gpu("vit_tiny_patch16_224", TINY, 64, patch_size=8, **VIT),
     "gpu-swin": _gpu("swin_tiny_patch4_window7_224", TINY, 64, **SWIN),

@@ -164,12 +164,15 @@ class CompressConfig:
     rotate: Annotated[
         bool, "turn a stream that is cut to its principal directions first, where its LayerNorms allow that"
     ] = True
-    detach_large: Annotated[bool, "stop the gradient of the KL term at the large network"] = False
-    small_ce: Annotated[float, "weight of a label term for the small network"] = 0.0
+    detach_large: Annotated[bool, "stop the gradient of the KL term at the large network (thesis: false)"] = (
+        True
+    )
+    small_ce: Annotated[float, "weight of a label term for the small network (thesis: 0)"] = 0.5
     kl_weight: Annotated[float, "weight of the KL term, beside its schedule λ(t)"] = 1.0
     ramp: Annotated[
-        float, "share of training in which λ(t) = min((t / ramp)², 1) rises; 0: 1 from the start"
-    ] = 0.5
+        float,
+        "share of training in which λ(t) = min((t / ramp)², 1) rises; 0: 1 from the start (thesis: 0.5)",
+    ] = 0.0
     relations: Annotated[
         float, "weight of a KL term between the two networks' relations of tokens in the last self-attention"
     ] = 0.0
