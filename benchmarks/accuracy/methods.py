@@ -247,6 +247,7 @@ METHODS: dict[str, Method] = {
     "longer": Method("", "base, trained as long", longer, scopes=("full",)),
 }
 
+TOGETHER: Facts = {"detach_large": True, "ramp": 0.0, "small_ce": 0.5}
 # The dials, each alone beside AN as in the source, then together.
 DIALS: dict[str, Facts] = {
     "unordered": {"order": "none"},
@@ -260,9 +261,9 @@ DIALS: dict[str, Facts] = {
     "freeze": {"freeze_large": 1 / 3},
     "own-norms": {"twin": {"own": "norms"}},
     "own-vectors": {"twin": {"own": "vectors"}},
-    "default": {"detach_large": True, "ramp": 0.0, "small_ce": 0.5},
-    "own-all": {"detach_large": True, "ramp": 0.0, "small_ce": 1.0, "twin": {"own": "all"}},
-    "all": {"detach_large": True, "ramp": 0.0, "small_ce": 0.5, "twin": {"own": "vectors"}},
+    "default": TOGETHER,
+    "own-all": TOGETHER | {"small_ce": 1.0, "twin": {"own": "all"}},
+    "all": TOGETHER | {"twin": {"own": "vectors"}},
 }
 for _name in ("all", "own-all"):
     METHODS[f"an-{_name}-unturned"] = Method(

@@ -9,9 +9,10 @@ __all__ = ["SCALES", "Scale"]
 
 COMPARED = ("an", "dan", "scratch", "scratch-kd", "tp", "tp-kd", "cut-kd", "longer")
 COMPARED += ("an-all-measured", "cut-kd-measured")
-# AN to the letter, each dial beside it, and together.
-ABLATED = ("", "detach", "ramp-0", "small-ce", "kl-2", "own-norms", "own-vectors", "relations", "freeze")
-ABLATED += ("half-rate", "default", "all", "own-all")
+# Each dial beside AN to the letter, and together.
+DIALS = (
+    "detach ramp-0 small-ce kl-2 own-norms own-vectors relations freeze half-rate default all own-all".split()
+)
 # The loss of the source, beside which the dials are measured.
 LETTER: dict[str, Any] = {"detach_large": False, "small_ce": 0.0, "ramp": 0.5}
 CIFAR10, TINY = "../shared/data/cifar10", "../shared/data/tiny-imagenet-100"
@@ -80,10 +81,17 @@ CPU = CompressConfig(
 SCALES: dict[str, Scale] = {
     "cpu": Scale(CPU, scopes=("full", "inner")),
     # As long again as the base: what more epochs do to each way.
-    "cpu-long": Scale(replace(CPU, epochs=20), methods=("an-all-measured", "cut-kd-measured", "longer")),
+    "cpu-long": Scale(
+        replace(CPU, epochs=20),
+        methods=("an-all-measured", "cut-kd-measured", "longer", "tp", "tp-kd", "scratch", "scratch-kd"),
+    ),
     "cpu-dials": Scale(
         replace(CPU, epochs=3),
-        methods=(*(f"an-{name}-measured".replace("--", "-") for name in ABLATED), "cut-kd-measured"),
+        methods=("an-measured", *(f"an-{name}-measured" for name in DIALS), "cut-kd-measured"),
+    ),
+    # The harder pictures: 100 classes at 64 pixels.
+    "cpu-tiny": Scale(
+        replace(CPU, data=TINY, img_size=64), methods=("an-all-measured", "cut-kd-measured", "longer")
     ),
     # A minute a method: for trying out.
     "digits": Scale(

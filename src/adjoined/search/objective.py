@@ -31,7 +31,7 @@ class Settings:
     gamma: weight of n_f in multiply-adds, the thesis' 1e-12 if there is no budget either. budget: in units of the
     table, instead of gamma. noise: "gumbel" (equation 3.6), "normal" (N(0, 1), as the thesis has it in words) or
     "none". temperature: τ, a number, "annealed" (15 · 0.956^epoch, as the authors' code) or a function of the epoch.
-    freeze_gates: share of the search in which the gates wait, as λ is small. loss: options of `adjoined_loss`.
+    freeze_gates: share of the search in which the gates wait and the weights alone learn. loss: options of `adjoined_loss`.
 
     Raises AdjoinedError for what cannot be meant.
     """

@@ -128,7 +128,9 @@ class CompressConfig:
     temperature: Annotated[
         float | Literal["annealed"], "of the gates: a number, or annealed (15 · 0.956^epoch)"
     ] = 1.0
-    freeze_gates: Annotated[float, "share of the search in which the gates wait, as λ is small"] = 0.1
+    freeze_gates: Annotated[
+        float, "share of the search in which the gates wait and the weights alone learn"
+    ] = 0.1
     subset_classes: Annotated[float, "share of the classes to search on"] = 1.0
     subset_images: Annotated[float, "share of the training pictures to search on"] = 1.0
 
