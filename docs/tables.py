@@ -140,7 +140,7 @@ def accuracy(found: dict[str, Any]) -> list[Row]:
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in found["rows"]:
         groups.setdefault((row["method"], row["share"], row["scope"]), []).append(row)
-    out: list[Row] = [(*head, "CPU min", "peak GB")]
+    out: list[Row] = [(*head, "CPU min", "peak GB", "--methods")]
     base = {r["seed"]: r["base"] for r in found["rows"]}
     first = found["rows"][0]
     out.append(
@@ -154,6 +154,7 @@ def accuracy(found: dict[str, Any]) -> list[Row]:
             "",
             "",
             _mean(base.values()),
+            "",
             "",
             "",
         )
@@ -170,7 +171,8 @@ def accuracy(found: dict[str, Any]) -> list[Row]:
         minutes = _mean((r["cpu_seconds"] / 60 for r in rows), 0)
         peak = f"{max(r['peak_bytes'] for r in rows) / 1e9:.1f}"
         scope = "" if whole else row["scope"]
-        out.append((row["letter"], row["said"], scope, *shares, len(rows), before, *top1, minutes, peak))
+        costs = (minutes, peak, row["method"])
+        out.append((row["letter"], row["said"], scope, *shares, len(rows), before, *top1, *costs))
     return out
 
 
@@ -197,6 +199,31 @@ def ordering_cpu(found: dict[str, Any]) -> list[Row]:
             for (scope, a), g in groups.items()
         ),
     ]
+
+
+def sizes(rows: list[dict[str, Any]]) -> list[Row]:
+    """A row for each way to train them; seconds of all its trainings."""
+    said = {
+        "all": "all at each step",
+        "one": "one drawn at each step",
+        "alone": "each in a training of its own",
+    }
+    shares, seeds = list(dict.fromkeys(r["share"] for r in rows)), len({r["seed"] for r in rows})
+    ratios = [next(f"1 / {r['large_macs'] / r['macs']:.2f}" for r in rows if r["share"] == s) for s in shares]
+    out: list[Row] = [
+        ("trained", "seeds", *(f"small at {ratio}, top-1" for ratio in ratios), "large, top-1", "s")
+    ]
+    for draw, text in said.items():
+        own = [r for r in rows if r["draw"] == draw]
+        if not own:
+            continue
+        trainings = {(r["seed"], r["share"] if draw == "alone" else None): r for r in own}
+        top1 = (_mean(r["small"] for r in own if r["share"] == share) for share in shares)
+        large = "" if draw == "alone" else _mean(r["large"] for r in trainings.values())
+        out.append(
+            (text, seeds, *top1, large, f"{sum(r['seconds'] for r in trainings.values()) / seeds:.0f}")
+        )
+    return out
 
 
 def ordering_digits(found: dict[str, Any]) -> list[Row]:
@@ -247,6 +274,7 @@ TABLES: dict[str, Callable[[Any], list[Row]]] = {
     )
 }
 TABLES |= {f"accuracy_{scale}": accuracy for scale in ("cpu", "cpu_long", "cpu_dials")}
+TABLES |= {f"sizes_{scale}": sizes for scale in ("digits",)}
 
 
 def _times(seconds: dict[str, dict[str, float]]) -> str:

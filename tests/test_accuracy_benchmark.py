@@ -2,10 +2,12 @@
 
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from benchmarks.accuracy import __main__ as benchmark
+from benchmarks.accuracy import sizes
 from benchmarks.accuracy.methods import METHODS
 from benchmarks.accuracy.scales import SCALES
 from PIL import Image
@@ -52,3 +54,18 @@ def test_every_way_runs(monkeypatch, tmp_path, method):
     assert row["letter"] == METHODS[method].letter
     if method != "longer":
         assert row["macs"] <= 0.26 * row["large_macs"]
+
+
+def test_several_sizes_have_a_row_each(monkeypatch, tmp_path):
+    config = replace(SCALES["digits"].config, base_epochs=1, epochs=1, max_steps=2, warmup_epochs=0)
+    monkeypatch.setattr(sizes, "SCALES", {"digits": replace(SCALES["digits"], config=config)})
+    monkeypatch.setattr("sys.argv", ["sizes", "digits", "--work", str(tmp_path), "--macs", "0.5", "0.25"])
+    written = {}
+    monkeypatch.setattr(sizes, "write", lambda name, rows: written.update({name: rows}))
+    sizes.main()
+    rows = written["sizes_digits"]
+    assert [(r["draw"], r["share"]) for r in rows] == [
+        (d, s) for d in ("all", "one", "alone") for s in (0.5, 0.25)
+    ]
+    assert all(r["macs"] <= r["share"] * r["large_macs"] for r in rows)
+    assert rows[0]["large"] == rows[1]["large"]
