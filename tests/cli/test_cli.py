@@ -142,6 +142,7 @@ BAD = {
     "no command": ([], "give a command: inspect, compress, search, evaluate"),
     "command": (["comprss"], f"unknown command 'comprss'; there are {', '.join(COMMANDS)}; did you mean compress?"),
     "flag": (["compress", "--epohcs=3"], "unknown argument --epohcs; did you mean --epochs"),
+    "flag of a list": (["compress", "--alpa=4"], "unknown argument --alpa; did you mean --alpha, --ramp"),
     "flag without a value": (["compress", "--epochs"], "argument --epochs: expected one argument"),
     "number": (["compress", "--epochs=many"], "--epochs takes a whole number, not 'many'"),
     "number or null": (["compress", "--img-size=3.5"], "--img-size takes a whole number or null, not '3.5'"),

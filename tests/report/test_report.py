@@ -92,7 +92,33 @@ def test_curves_count_epochs_through_and_break_between_phases(run):
     assert large["x"] == [1, 2, None, 3, None, 4, 5]
     assert small["x"] == [3, None, 4, 5]
     assert small["y"] == [85.0, None, 57.5, 85.0]
-    assert {t["name"] for t in drawn["run-0-loss"]["data"]} == {"CE of large", "KL(large ‖ small)", "λ"}
+    assert {t["name"] for t in drawn["run-0-loss"]["data"]} == {"CE of large", "KL(large ‖ small)"}
+
+
+def test_the_loss_is_told_as_it_was(run):
+    write_run(run)
+    page = page_alone(run)
+    assert "Loss = CE + λ · KL, means of each epoch; λ, on the right, grows to 1." in page
+    assert {t["name"] for t in figures(page)["run-0-loss"]["data"]} == {
+        "CE of large",
+        "KL(large ‖ small)",
+        "λ",
+    }
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        if row["phase"] == "adjoined":
+            row |= {"lam": 1.0, "small_ce": 0.3}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = yaml.safe_load((run / "config.yaml").read_text()) | {
+        "small_ce": 0.5,
+        "kl_weight": 2.0,
+        "relations": 0.0,
+    }
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    page = page_alone(run)
+    assert "Loss = CE + 2 · KL + 0.5 · CE of small, means of each epoch." in page
+    drawn = figures(page)["run-0-loss"]["data"]
+    assert {t["name"] for t in drawn} == {"CE of large", "KL(large ‖ small)", "CE of small"}
 
 
 def test_gates_of_a_search(run):

@@ -104,7 +104,8 @@ def explain(
 ) -> str:
     """jsonargparse's message in one line that names the flag, what it takes, and the nearest legal name."""
     command = next((w for w in words if w in commands), None)
-    flags = [f for a in parsers[command]._actions for f in a.option_strings] if command else ["--help"]
+    every = (f for a in parsers[command]._actions for f in a.option_strings) if command else ("--help",)
+    flags = [f for f in every if not f.endswith("+")]  # jsonargparse's, which append to a list
     if strange := re.search(r"[Uu]nrecognized arguments: (\S+)", error):
         word = strange[1].partition("=")[0]
         near = did_you_mean(word, flags) if word.startswith("-") else ""

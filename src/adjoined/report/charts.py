@@ -9,7 +9,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from adjoined.report.palette import BLUE, GREEN, GREY, NETWORK_STYLE, PURPLE, RED, SCALE
+from adjoined.report.palette import GREEN, GREY, LOSS_STYLE, NETWORK_STYLE, PURPLE, SCALE
 from adjoined.report.read import NETWORKS, Run
 
 __all__ = ["Chart", "accuracy_charts", "confusion_charts", "latency_charts", "make_chart", "training_charts"]
@@ -67,7 +67,7 @@ def accuracy_charts(runs: Sequence[Run]) -> list[Chart]:
 
 def training_charts(run: Run) -> list[Chart]:
     """Top-1 by epoch, and the parts of the loss by epoch."""
-    accuracy, losses = [], []
+    accuracy = []
     for name in ("large", "small"):
         x, y = run.series(f"top1_{name}")
         style = NETWORK_STYLE[name]
@@ -75,15 +75,6 @@ def training_charts(run: Run) -> list[Chart]:
             accuracy.append(
                 go.Scatter(x=x, y=y, name=name, line={"color": style.colour, "dash": style.dash}, **_dots(x))
             )
-    for key, name, colour, dash, axis in (
-        ("ce", "CE of large", RED, "solid", "y"),
-        ("kl", "KL(large ‖ small)", BLUE, "dash", "y"),
-        ("lam", "λ", PURPLE, "dot", "y2"),
-    ):
-        x, y = run.series(key)
-        if x:
-            line = {"color": colour, "dash": dash}
-            losses.append(go.Scatter(x=x, y=y, name=name, line=line, yaxis=axis, **_dots(x)))
     common = {
         "hovermode": "x unified",
         "xaxis": {"title": {"text": "epoch, all phases counted through"}, "rangemode": "tozero"},
@@ -104,17 +95,32 @@ def training_charts(run: Run) -> list[Chart]:
                 **_phase_marks(run, 0),
             )
         )
-    if losses:
-        text = "Loss = CE + λ · KL, means of each epoch; λ, on the right, grows to 1."
-        axes: dict[str, Any] = {
-            "yaxis": {"title": {"text": "CE, KL (nats)"}, "rangemode": "tozero"},
-            "yaxis2": {"title": {"text": "λ"}, "overlaying": "y", "side": "right", "range": [0, 1.05], "tickvals": [0, 0.5, 1], "showgrid": False},
-            "margin": {"l": 56, "r": 48, "t": 44, "b": 48},
-        }  # fmt: skip
+    if losses := _losses(run):
+        text = f"Loss = {run.loss}, means of each epoch{'; λ, on the right, grows to 1' * run.ramped}."
+        axes: dict[str, Any] = {"yaxis": {"title": {"text": "CE, KL (nats)"}, "rangemode": "tozero"}}
+        if run.ramped:
+            axes |= {
+                "yaxis2": {"title": {"text": "λ"}, "overlaying": "y", "side": "right", "range": [0, 1.05], "tickvals": [0, 0.5, 1], "showgrid": False},
+                "margin": {"l": 56, "r": 48, "t": 44, "b": 48},
+            }  # fmt: skip
         charts.append(
             make_chart("loss", "Loss while training", text, losses, **common | axes, **_phase_marks(run, 1))
         )
     return charts
+
+
+def _losses(run: Run) -> list[go.Scatter]:
+    """A curve for each part of the loss that the run has, and for λ where it changes."""
+    styles = {key: (*style, "y") for key, style in LOSS_STYLE.items()}
+    if run.ramped:
+        styles["lam"] = ("λ", PURPLE, "dot", "y2")
+    curves = []
+    for key, (name, colour, dash, axis) in styles.items():
+        x, y = run.series(key)
+        if x:
+            line = {"color": colour, "dash": dash}
+            curves.append(go.Scatter(x=x, y=y, name=name, line=line, yaxis=axis, **_dots(x)))
+    return curves
 
 
 def latency_charts(run: Run) -> list[Chart]:

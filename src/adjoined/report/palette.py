@@ -5,7 +5,7 @@ No series is told by its colour alone: each has its own marker, dash or hatch.
 
 from typing import NamedTuple
 
-__all__ = ["BLUE", "GREEN", "GREY", "NETWORK_STYLE", "PURPLE", "RED", "SCALE", "Style", "steps"]
+__all__ = ["BLUE", "GREEN", "GREY", "LOSS_STYLE", "NETWORK_STYLE", "PURPLE", "RED", "SCALE", "Style", "steps"]
 
 BLUE, RED, GREEN, PURPLE, GREY = "#1f84c4", "#d55e00", "#009e73", "#c06a9c", "#7f7f7f"
 # In order, from blue to ochre as also a colour-blind eye sees it, and nowhere lost on black or on white.
@@ -26,6 +26,14 @@ NETWORK_STYLE = {
     "base": Style(GREY, "square", "s", "dot", "/"),
     "large": Style(RED, "diamond", "D", "dash", "."),
     "small": Style(BLUE, "circle", "o", "solid", ""),
+}
+
+
+# Parts of the loss in metrics.jsonl: label, colour, dash.
+LOSS_STYLE = {
+    "ce": ("CE of large", RED, "solid"),
+    "kl": ("KL(large ‖ small)", BLUE, "dash"),
+    "small_ce": ("CE of small", GREEN, "dashdot"),
 }
 
 

@@ -12,14 +12,14 @@ from matplotlib.ticker import MaxNLocator
 
 from adjoined.report.charts import COSTS, mistakes, most_mistaken, most_mistakes, pareto
 from adjoined.report.gates import alpha_of_gate, choices
-from adjoined.report.palette import BLUE, GREEN, GREY, NETWORK_STYLE, PURPLE, RED, SCALE, steps
+from adjoined.report.palette import BLUE, GREEN, GREY, LOSS_STYLE, NETWORK_STYLE, PURPLE, SCALE, steps
 from adjoined.report.read import NETWORKS, Run
 from adjoined.report.widths import COST_WORDS, ROLE_STYLE, ROLE_WORDS, block_costs, panels, rows_of
 
 __all__ = ["draw_pictures"]
 
 COLOURS = LinearSegmentedColormap.from_list("scale", SCALE)
-DASHES = {"solid": "-", "dash": "--", "dot": ":"}
+DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
 
 
 def draw_pictures(runs: Sequence[Run], folder: Path) -> list[Path]:
@@ -103,11 +103,16 @@ def _training(run: Run) -> Figure | None:
     for name in ("large", "small"):
         style = NETWORK_STYLE[name]
         accuracy.plot(*run.series(f"top1_{name}"), color=style.colour, ls=DASHES[style.dash], label=name)
-    loss.plot(*run.series("ce"), color=RED, label="CE of large")
-    loss.plot(*run.series("kl"), color=BLUE, ls="--", label="KL(large ‖ small)")
-    lam = loss.twinx()
-    lam.plot(*run.series("lam"), color=PURPLE, ls=":", label="λ (right)")
-    lam.set_ylim(0, 1.05)
+    for key, (label, colour, dash) in LOSS_STYLE.items():
+        x, y = run.series(key)
+        if x:
+            loss.plot(x, y, color=colour, ls=DASHES[dash], label=label)
+    handles = loss.get_lines()
+    if run.ramped:
+        lam = loss.twinx()
+        handles = [*handles, *lam.plot(*run.series("lam"), color=PURPLE, ls=":", label="λ (right)")]
+        lam.set_ylim(0, 1.05)
+        lam.spines["top"].set_visible(False)
     for ax in (accuracy, loss):
         for phase in run.phases[1:]:
             ax.axvline(phase.start + 0.5, color=GREY, lw=0.8, ls=":")
@@ -116,9 +121,7 @@ def _training(run: Run) -> Figure | None:
     accuracy.set_ylabel("top-1, %")
     _legend(accuracy)
     loss.set_ylabel("nats")
-    handles = [*loss.get_lines()[:2], *lam.get_lines()]
     _legend(loss, handles=handles)
-    lam.spines["top"].set_visible(False)
     figure.suptitle(run.title)
     return figure
 

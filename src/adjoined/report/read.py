@@ -98,6 +98,21 @@ class Run:
         """The phase whose rows hold gates."""
         return next((p for p in self.phases if p.rows[-1].get("gates")), None)
 
+    @property
+    def ramped(self) -> bool:
+        """Whether λ, the weight of the KL term, changed."""
+        return len(set(self.series("lam")[1]) - {None}) > 1
+
+    @property
+    def loss(self) -> str:
+        """The loss of adjoined training, as a formula."""
+        weights = {
+            "λ · KL" if self.ramped else "KL": self.config.get("kl_weight", 1.0),
+            "CE of small": self.config.get("small_ce", 0.0),
+            "relations": self.config.get("relations", 0.0),
+        }
+        return "CE" + "".join(f" + {'' if w == 1 else f'{w:g} · '}{t}" for t, w in weights.items() if w)
+
     def series(self, key: str) -> tuple[list[float | None], list[float | None]]:
         """Epochs since the run began, and the values of `key` that they have; None between two phases."""
         x: list[float | None] = []
