@@ -114,9 +114,10 @@ def _run(scale: Scale, work: Path, name: str, share: str, scope: Scope, number: 
         return
     config = start.setting.config
     assert config.lr is not None
+    epochs = config.epochs * method.length
     judged = "small" if "small" in task.networks() else "large"
     rows = train(
-        task, Phase(method.phase, 2, config.epochs, config.lr * method.rate, judged_by=judged), start.setting
+        task, Phase(method.phase, 2, epochs, config.lr * method.rate, judged_by=judged), start.setting
     )
     networks = task.to("cpu").networks()
     inputs = start.setting.train.inputs
@@ -139,7 +140,7 @@ def _run(scale: Scale, work: Path, name: str, share: str, scope: Scope, number: 
         "large_macs": start.axes.cost().macs,
         "large_params": start.axes.cost().params,
         "base_epochs": config.base_epochs,
-        "epochs": config.epochs,
+        "epochs": epochs,
         "seconds": sum(r["seconds"] for r in rows),
         "cpu_seconds": time.process_time() - began,
         "peak_bytes": _peak(),

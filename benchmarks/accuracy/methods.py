@@ -68,7 +68,8 @@ class StudentTask(Task):
 class Method:
     """`letter` as in the table; `make(start, plan)` → the task and what is to be noted of it.
 
-    `scopes`: those that make a difference to it. `rate`: its learning rate over that of the recipe.
+    `scopes`: those that make a difference to it. `rate`, `length`: its learning rate and its epochs over those of the
+    recipe.
     """
 
     letter: str
@@ -77,6 +78,7 @@ class Method:
     phase: str = "adjoined"
     scopes: tuple[Scope, ...] = ("inner", "full")
     rate: float = 1.0
+    length: int = 1
 
 
 def macs_of(net: nn.Module, example: Tensor) -> int:
@@ -279,6 +281,11 @@ for _name, _dials in DIALS.items():
     )
 METHODS["an-half-rate-measured"] = replace(
     METHODS["an-measured"], said="AN, half-rate, widths by measurement", rate=0.5
+)
+METHODS["cut-kd-twice-measured"] = replace(
+    METHODS["cut-kd-measured"],
+    said="cut by importance, distilled, widths by measurement, twice the epochs: the seconds of AN",
+    length=2,
 )
 METHODS["dan-own-all"] = Method("b", "DAN, own-all", partial(searched, **DIALS["own-all"]))
 METHODS["dan-all"] = Method("b", "DAN, all", partial(searched, **DIALS["all"]))
