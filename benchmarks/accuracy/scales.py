@@ -77,22 +77,23 @@ CPU = CompressConfig(
     per="axis",
     **LETTER,
 )
+CPU_TINY = replace(CPU, data=TINY, img_size=64)
+THREE = ("an-all-measured", "cut-kd-measured", "longer")
 
 SCALES: dict[str, Scale] = {
     "cpu": Scale(CPU, scopes=("full", "inner")),
     # As long again as the base: what more epochs do to each way.
     "cpu-long": Scale(
         replace(CPU, epochs=20),
-        methods=("an-all-measured", "cut-kd-measured", "longer", "tp", "tp-kd", "scratch", "scratch-kd"),
+        methods=(*THREE, "tp", "tp-kd", "scratch", "scratch-kd"),
     ),
     "cpu-dials": Scale(
         replace(CPU, epochs=3),
         methods=("an-measured", *(f"an-{name}-measured" for name in DIALS), "cut-kd-measured"),
     ),
     # The harder pictures: 100 classes at 64 pixels.
-    "cpu-tiny": Scale(
-        replace(CPU, data=TINY, img_size=64), methods=("an-all-measured", "cut-kd-measured", "longer")
-    ),
+    "cpu-tiny": Scale(CPU_TINY, methods=THREE),
+    "cpu-tiny-long": Scale(replace(CPU_TINY, epochs=12), methods=THREE),
     # A minute a method: for trying out.
     "digits": Scale(
         CompressConfig(base_epochs=40, epochs=10, base_lr=2e-3, lr=1e-3, workers=0, device="cpu", **LETTER)
