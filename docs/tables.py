@@ -273,7 +273,9 @@ TABLES: dict[str, Callable[[Any], list[Row]]] = {
         thesis_table,
     )
 }
-TABLES |= {f"accuracy_{scale}": accuracy for scale in ("cpu", "cpu_long", "cpu_dials")}
+TABLES |= {
+    f"accuracy_{scale}": accuracy for scale in ("cpu", "cpu_long", "cpu_dials", "cpu_tiny", "cpu_tiny_long")
+}
 TABLES |= {f"sizes_{scale}": sizes for scale in ("digits",)}
 
 

@@ -264,6 +264,7 @@ DIALS: dict[str, Facts] = {
     "own-norms": {"twin": {"own": "norms"}},
     "own-vectors": {"twin": {"own": "vectors"}},
     "default": TOGETHER,
+    "default-twice": TOGETHER | {"small_ce": 1.0, "kl_weight": 2.0},
     "own-all": TOGETHER | {"small_ce": 1.0, "twin": {"own": "all"}},
     "all": TOGETHER | {"twin": {"own": "vectors"}},
 }
