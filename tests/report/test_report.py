@@ -3,10 +3,7 @@ import gzip
 import json
 import re
 import shlex
-import sys
 import time
-from html import unescape
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,41 +11,19 @@ import yaml
 from jsonargparse import ArgumentParser
 from matplotlib.image import imread
 
-from adjoined.cli import compress, main
+from adjoined.cli import compress
 from adjoined.cli.flags import with_hyphens
 from adjoined.errors import AdjoinedError
-from adjoined.report import MISSING, read_run, write_report
+from adjoined.report import read_run, write_report
 from adjoined.report.charts import mistakes, most_mistaken, pareto
-from adjoined.report.page import command_of, page_of, seconds_in_words
+from adjoined.report.page import command_of, seconds_in_words
 from adjoined.train.config import CompressConfig, load_config, save_config
+from report.pages import figures, page_alone, shown
 from report.runs import write_benchmark, write_predictions, write_run
 
 COMPRESS = {"accuracy-macs", "accuracy-params", "widths", "top1", "loss", "share-params", "share-macs"}
 SEARCH = {"gates", "alpha-history", "gate-history", "search-cost"}
 OPTIONAL = {"latency-1", "latency-32", "confusion-large", "confusion-small"}
-
-
-@pytest.fixture
-def run(tmp_path):
-    return tmp_path / "run"
-
-
-def page_alone(*folders):
-    """The page, without the pictures beside it."""
-    return page_of([read_run(folder) for folder in folders])
-
-
-def figures(page):
-    """Key → figure of everything that the page draws."""
-    text = re.search(r'<script type="application/json" id="figures">(.*?)</script>', page, re.DOTALL)
-    assert text
-    return json.loads(text[1])
-
-
-def shown(page):
-    """The words of the page, without tags."""
-    body = page.partition("<main>")[2].partition("</main>")[0]
-    return " ".join(unescape(re.sub(r"<[^>]*>", " ", body)).split())
 
 
 def test_the_numbers_are_those_of_the_result(run):
@@ -342,61 +317,3 @@ def test_classes_that_are_mistaken_most():
 )
 def test_seconds(seconds, words):
     assert seconds_in_words(seconds) == words
-
-
-def test_the_command_line(run, capsys, monkeypatch):
-    write_run(run)
-    assert main(["report", str(run)]) == 0
-    assert capsys.readouterr().out.startswith(f"{run / 'report.html'} (")
-    assert (run / "report.html").exists()
-    monkeypatch.chdir(run)
-    assert main(["report"]) == 2
-    assert capsys.readouterr().err == "adjoined: no run under runs/; start one with: adjoined compress\n"
-    assert main(["report", "nowhere"]) == 2
-    assert capsys.readouterr().err.startswith("adjoined: no run at 'nowhere'")
-
-
-def test_without_the_extra(run, capsys, monkeypatch):
-    write_run(run)
-    _hide_plotly(monkeypatch)
-    assert main(["report", str(run)]) == 2
-    assert capsys.readouterr().err == f"adjoined: {MISSING}\n"
-
-
-@pytest.mark.parametrize("hidden", [False, True])
-def test_after_a_run(tmp_path, capsys, monkeypatch, hidden):
-    """compress ends with the report, or with how to get it; it succeeds either way."""
-    if hidden:
-        _hide_plotly(monkeypatch)
-    out = tmp_path / "tiny"
-    words = ["compress", "--model-args={embed_dim: 16, depth: 1, num_heads: 2, mlp_ratio: 2}", "--alpha=2"]
-    words += [
-        "--epochs=1",
-        "--base-epochs=1",
-        "--batch-size=479",
-        "--max-steps=1",
-        "--workers=0",
-        "--device=cpu",
-    ]
-    assert main([*words, f"--out={out}"]) == 0
-    assert (out / "report.html").exists() is not hidden
-    printed = " ".join(capsys.readouterr().out.split())
-    assert (MISSING if hidden else str(out / "report.html")) in printed
-    if not hidden:
-        result = json.loads((out / "result.json").read_text())
-        assert f"{result['small']['top1']:.2f} %" in shown((out / "report.html").read_text())
-
-
-def _hide_plotly(monkeypatch):
-    for name in [n for n in sys.modules if n.startswith("adjoined.report.") and not n.endswith(".read")]:
-        monkeypatch.delitem(sys.modules, name)
-    for name in [n for n in sys.modules if n.partition(".")[0] == "plotly"]:
-        monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.setitem(sys.modules, "plotly.offline", None)
-
-
-def test_files_of_the_package():
-    import adjoined.report
-
-    folder = Path(adjoined.report.__file__).parent
-    assert {"page.html", "page.css", "page.js"} <= {p.name for p in folder.iterdir()}

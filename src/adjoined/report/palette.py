@@ -27,8 +27,6 @@ NETWORK_STYLE = {
     "large": Style(RED, "diamond", "D", "dash", "."),
     "small": Style(BLUE, "circle", "o", "solid", ""),
 }
-
-
 # Parts of the loss in metrics.jsonl: label, colour, dash.
 LOSS_STYLE = {
     "ce": ("CE of large", RED, "solid"),
