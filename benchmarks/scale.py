@@ -35,7 +35,7 @@ from adjoined.data import input_spec
 from adjoined.train.checks import check_config
 from adjoined.train.config import CompressConfig, load_config
 from adjoined.train.networks import build_model
-from adjoined.train.run import choose_plans
+from adjoined.train.plans import choose_plans
 from benchmarks.common import RESULTS
 
 RECIPES = Path(__file__).parents[1] / "recipes"

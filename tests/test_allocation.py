@@ -94,6 +94,29 @@ def test_where_the_greedy_goes_astray_all_shrink_alike(monkeypatch):
     assert plan.widths == sample.axes.plan(macs=0.9).widths
 
 
+@pytest.mark.parametrize("name", ["vit", "swin", "t2t_performer"])
+@pytest.mark.parametrize("astray", [False, True])
+def test_a_smaller_budget_goes_on_within_a_plan(name, astray, monkeypatch):
+    """Each width at most that of the plan, where the greedy wins and where one factor for all does; what fits stays."""
+    if astray:
+        monkeypatch.setattr(module, "_greedy", lambda sizes, *_: dict.fromkeys(sizes, 1))
+    sample = specimen(name)
+    model, axes = copy.deepcopy(sample.model).eval(), sample.axes
+    given = {"scope": "full", "within": None}
+    for macs in (0.8, 0.5, 0.3):
+        plan = allocate(model, axes, [sample.example], macs=macs, **given)
+        assert axes.cost(plan).macs <= macs * axes.cost().macs
+        if given["within"]:
+            assert all(w.kept <= given["within"][w.name] for w in plan.widths)
+            again = allocate(model, axes, [sample.example], macs=0.9, **given | {"within": plan})
+            assert again.widths == plan.widths
+        given["within"] = plan
+    inner = allocate(model, axes, [sample.example], macs=0.28, within=plan)
+    assert {w.name: w.kept for w in inner.widths if w.role == "stream"} == {
+        w.name: w.kept for w in plan.widths if w.role == "stream"
+    }
+
+
 def test_wide_axes_keep_multiples_of_eight():
     sample = specimen("vit")
     plan = allocate(sample.model, sample.axes, [sample.example], macs=0.5)
@@ -138,5 +161,11 @@ def test_what_cannot_be_is_said():
     sample = specimen("vit")
     with pytest.raises(PlanError, match="no plan of scope inner has macs"):
         allocate(sample.model, sample.axes, [sample.example], macs=0.01)
+    small = allocate(sample.model, sample.axes, [sample.example], macs=0.5, scope="full")
+    with pytest.raises(PlanError, match="no plan within the one given has macs ≤ 4,291: the smallest has"):
+        allocate(sample.model, sample.axes, [sample.example], macs=0.01, within=small)
+    other = specimen("swin").axes.plan(alpha=2)
+    with pytest.raises(PlanError, match="made for another model"):
+        allocate(sample.model, sample.axes, [sample.example], macs=0.5, within=other)
     with pytest.raises(AdjoinedError, match="at least one batch"):
         allocate(sample.model, sample.axes, [], macs=0.5)

@@ -216,7 +216,7 @@ def _ordered(
         return model, plan, facts
     began = time.perf_counter()
     scope = "full" if any(w.role == "stream" and w.kept != w.size for w in plan.widths) else "inner"
-    plan, found = share_out(model, start.axes, start.sharing(start.axes.cost(plan).macs, scope))
+    (plan,), found = share_out(model, start.axes, start.sharing(start.axes.cost(plan).macs, scope))
     kept = {w.name: w.kept for w in plan.widths if w.kept != w.size}
     return model, plan, facts | found | {"plan": kept, "measured_seconds": time.perf_counter() - began}
 

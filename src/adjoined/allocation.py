@@ -16,7 +16,7 @@ from adjoined.core.axes import Axes
 from adjoined.core.capture import Example, call_model, in_eval, normalise_example
 from adjoined.core.plan import SCOPES, Plan, limit_of
 from adjoined.core.twin import Adjoined
-from adjoined.errors import AdjoinedError
+from adjoined.errors import AdjoinedError, PlanError
 from adjoined.losses import kl_divergence
 
 __all__ = ["allocate"]
@@ -37,54 +37,57 @@ def allocate(
     macs: float | None = None,
     params: float | None = None,
     scope: str = "inner",
+    within: Plan | None = None,
     loss: Callable[[Any, Any], Tensor] = kl_divergence,
     progress: Callable[[float], Any] = lambda share: None,
 ) -> Plan:
     """The plan within a budget that changes the outputs of `model` on `batches` least, by a greedy search; see above.
 
-    No worse than the plan that shrinks all axes alike.
-
-    Order the entries first (`order_axes`, `rotate_streams`): what is measured are the leading slices. A few hundred samples
-    are enough. Takes about ten evaluations of it for each axis.
+    No worse than the plan that shrinks all axes alike. Order the entries first (`order_axes`, `rotate_streams`): what is
+    measured are the leading slices. A few hundred samples are enough. Takes about ten evaluations of it for each axis.
 
     Args:
         batches: of inputs, as the model's forward takes them; held for the whole search.
         macs, params: the budget, a fraction of the large network's (≤ 1) or an absolute number.
         scope: "inner" (heads and hidden) or "full" (streams too).
+        within: a plan of a larger budget to go on from; no axis keeps more than there, so that its small network holds this
+            one's as a slice.
         loss: (large output, small output) → how far they are apart.
         progress: told at each measurement what share of the large network's cost the network measured has.
 
     Raises:
-        PlanError: a budget that cannot be met (with the nearest that can).
+        PlanError: a budget that cannot be met (with the nearest that can), or `within` another model's.
         AdjoinedError: no batch, or outputs that the loss cannot compare.
     """
-    alike = axes.plan(macs=macs, params=params, scope=scope)  # says so if the budget cannot be met
     what, budget = ("macs", macs) if macs is not None else ("params", params)
     assert budget is not None
     full = getattr(axes.cost(), what)
     limit = limit_of(budget, full, what)
-    free = {a.name: a for a in axes if a.pinned is None and a.role in SCOPES[scope]}
     given = [normalise_example(inputs) for inputs in batches]
     if not given:
         raise AdjoinedError("there is nothing to measure on: give at least one batch of inputs")
+    first = within or axes.plan(macs=1.0)
+    axes.kept(first)  # says so if it is another model's
+    most = {a.name: first[a.name] for a in axes if a.pinned is None}
+    free = {a.name: a.size for a in axes if a.name in most and a.role in SCOPES[scope]}
+    start = {name: most[name] for name in free}
 
     def cost(counts: dict[str, int]) -> int:
-        return axes.polynomial.value({free[name].atom: kept for name, kept in counts.items()}, what)
+        return axes.polynomial.value({axes[name].atom: kept for name, kept in (most | counts).items()}, what)
 
+    # Either says so if the budget cannot be met.
+    alike = axes.plan(macs=macs, params=params, scope=scope) if within is None else None
+    evenly = {n: alike[n] for n in free} if alike else _evenly(free, start, cost, limit, what)
     with in_eval(model), torch.no_grad():
         distance = _distance(model, axes, given, loss)
 
         def damage(counts: dict[str, int]) -> float:
             progress(cost(counts) / full)
-            return distance(axes.plan(kept=counts))
+            return distance(axes.plan(kept=most | counts))
 
         # Where hardly anything is left every cut ruins the outputs, and the greedy one may have gone astray.
-        plans = (
-            _greedy({name: a.size for name, a in free.items()}, cost, damage, limit),
-            {n: alike[n] for n in free},
-        )
-        counts = min(plans, key=damage)
-    return Plan(axes.plan(kept=counts).widths, f"scope={scope}, {what}={budget:g}, measured")
+        counts = min((_greedy(free, start, cost, damage, limit), evenly), key=damage)
+    return Plan(axes.plan(kept=most | counts).widths, f"scope={scope}, {what}={budget:g}, measured")
 
 
 def _distance(model: nn.Module, axes: Axes, given: list, loss: Callable) -> Callable[[Plan], float]:
@@ -105,11 +108,26 @@ def _distance(model: nn.Module, axes: Axes, given: list, loss: Callable) -> Call
     return distance
 
 
-def _greedy(sizes: dict[str, int], cost: Callable, damage: Callable, limit: float) -> dict[str, int]:
-    """The kept counts: `sizes`, cut where the damage per unit of cost is least until they cost `limit`."""
-    counts, whole, hurt, step, name = sizes, sizes, 0.0, 0, ""
+def _evenly(
+    sizes: dict[str, int], most: dict[str, int], cost: Callable, limit: float, what: str
+) -> dict[str, int]:
+    """The counts that fill the budget with about the same share of each axis, none above `most`."""
+    least = dict.fromkeys(sizes, 1)
+    if cost(least) > limit:
+        raise PlanError(
+            f"no plan within the one given has {what} ≤ {limit:,.0f}: the smallest has {cost(least):,}"
+        )
+    return _filled(sizes, most, least, cost, limit)
+
+
+def _greedy(
+    sizes: dict[str, int], start: dict[str, int], cost: Callable, damage: Callable, limit: float
+) -> dict[str, int]:
+    """The kept counts: `start`, cut where the damage per unit of cost is least until they cost `limit`."""
+    counts, whole, step, name = start, start, 0, ""
+    hurt = damage(start) if start != sizes else 0.0
     # Damage per cost saved, and the step at which it was measured.
-    known: dict[str, tuple[float, int]] = dict.fromkeys(sizes, (-math.inf, -1))
+    known: dict[str, tuple[float, int]] = dict.fromkeys(start, (-math.inf, -1))
     after: dict[str, float] = {}
     while (spent := cost(counts)) > limit:
         while True:
@@ -125,20 +143,22 @@ def _greedy(sizes: dict[str, int], cost: Callable, damage: Callable, limit: floa
         whole, counts, hurt, step = counts, less, after[name], step + 1
         known[name] = -math.inf, -1
     if step:  # the last step goes no further than it must
-        counts = _filled({name: whole[name]}, counts, cost, limit)
-    return _filled(sizes, counts, cost, limit)
+        counts = _filled(sizes, {name: whole[name]}, counts, cost, limit)
+    return _filled(sizes, start, counts, cost, limit)
 
 
-def _filled(sizes: dict[str, int], counts: dict[str, int], cost: Callable, limit: float) -> dict[str, int]:
-    """What is left of the budget goes to the axes that lost the largest share, a grain at a time."""
-    short = [name for name in sizes if counts[name] < sizes[name]]
+def _filled(
+    sizes: dict[str, int], most: dict[str, int], counts: dict[str, int], cost: Callable, limit: float
+) -> dict[str, int]:
+    """What is left of the budget goes to the axes that lost the largest share, a grain at a time, up to `most`."""
+    short = [name for name in most if counts[name] < most[name]]
     while short:
         name = min(short, key=lambda n: counts[n] / sizes[n])
         grain = _grain(sizes[name])
-        more = counts | {name: min((counts[name] // grain + 1) * grain, sizes[name])}
+        more = counts | {name: min((counts[name] // grain + 1) * grain, most[name])}
         fits = cost(more) <= limit
         counts = more if fits else counts
-        if not fits or counts[name] == sizes[name]:
+        if not fits or counts[name] == most[name]:
             short.remove(name)
     return counts
 

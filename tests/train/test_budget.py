@@ -13,7 +13,7 @@ from adjoined.core.plan import Plan
 from adjoined.errors import AdjoinedError
 from adjoined.train import run as running
 from adjoined.train.config import load_config
-from adjoined.train.run import compress
+from adjoined.train.run import compress, evaluate
 from killed import Killed
 
 BUDGET = {
@@ -74,6 +74,25 @@ def test_killed_between_the_plan_and_its_first_checkpoint(config, measured, quie
     assert (Path(config.out) / "plan.json").exists()
     compress(replace(config, resume=True), console=quiet)
     assert without_clock(config.out) == without_clock(measured[0])
+
+
+@pytest.mark.parametrize("allocation", ["measured", "uniform"])
+def test_several_budgets_make_nested_networks(config, quiet, killed_after, tmp_path, allocation):
+    """The first is RUN/small, whichever is larger; each has its plan, its folder and its row, after a kill too."""
+    config = replace(config, **BUDGET | {"macs": [0.3, 0.6]}, allocation=allocation)
+    result = compress(config, console=quiet)
+    folder = Path(result["out"])
+    assert [(row["budget"], row["folder"]) for row in result["sizes"]] == [(0.3, "small"), (0.6, "small-0_6")]
+    for row in result["sizes"]:
+        assert row["macs"] <= row["budget"] * result["large"]["macs"]
+        judged = evaluate(folder / row["folder"], workers=0, device="cpu")
+        assert (judged["top1"], judged["params"]) == (row["top1"], row["params"])
+    small, wide = (Plan.load(folder / name) for name in ("plan.json", "plan-0_6.json"))
+    assert all(w.kept <= wide[w.name] for w in small.widths)
+    assert Plan.load(folder / "small-0_6" / "plan.json") == wide
+    again = replace(config, out=str(tmp_path / "killed"))
+    killed_after(again, 3)  # in the second epoch of adjoined training
+    assert compress(replace(again, resume=True), console=quiet)["sizes"] == result["sizes"]
 
 
 def test_uniform_is_known_from_the_start(config, quiet):

@@ -52,6 +52,9 @@ def test_lengths_are_epochs_or_steps(given, base, search, adjoined):
         ({"epochs": 0}, "--epochs is 0; it must be at least 1"),
         ({"ramp": 1.5}, "--ramp is 1.5; it must be a share in"),
         ({"alpha": [2.0, 2.0]}, "give one factor, or several that differ"),
+        ({"macs": [0.5, 0.5]}, "give one budget, or several that differ"),
+        ({"search": True, "macs": [0.5, 0.2]}, r"--macs \[0.5, 0.2\]: a search finds one network"),
+        ({"relations": 1.0, "params": [0.5, 0.2]}, "compares two networks; give one --params"),
         (
             {"compile_mode": "reduce-overhead"},
             "--compile-mode reduce-overhead has no effect without --compile",

@@ -19,7 +19,7 @@ __all__ = ["COMMANDS", "main"]
 # Each is a module here with HELP, add_flags(parser) and run(given).
 COMMANDS = ("inspect", "compress", "search", "evaluate", "export", "benchmark", "report", "push")
 # Flags that take one value or several.
-LISTS = ("--alpha", "--candidates")
+LISTS = ("--alpha", "--macs", "--params", "--candidates")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

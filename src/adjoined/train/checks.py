@@ -41,24 +41,7 @@ def check_config(config: CompressConfig) -> CompressConfig:
         for n in ("alpha", "plan", "macs", "params")
         if getattr(config, n) is not None
     ]
-    if isinstance(config.alpha, list) and len({*config.alpha}) != max(len(config.alpha), 1):
-        raise AdjoinedError(f"--alpha {config.alpha}: give one factor, or several that differ")
-    if config.draw == "one" and len(config.alphas) < 2:
-        raise AdjoinedError(
-            "--draw one has no effect on one small network; give several factors: --alpha 2 4 8"
-        )
-    if config.allocation != "measured" and (config.search or (config.macs is None and config.params is None)):
-        raise AdjoinedError(
-            f"--allocation {config.allocation} shares out a budget; give --macs or --params, without --search"
-        )
-    if config.stream is not None and not config.search and not config.alphas:
-        raise AdjoinedError(
-            f"--stream goes with --alpha or --search; {chosen[0]} says itself what is kept of the stream"
-        )
-    if not 0 <= config.relations < math.inf:
-        raise AdjoinedError(f"--relations is {config.relations}; it must be at least 0 (0: off)")
-    if config.relations and len(config.alphas) > 1:
-        raise AdjoinedError("--relations compares two networks; give one --alpha")
+    _check_sizes(config)
     if len(chosen) > 1:
         raise AdjoinedError(f"{' and '.join(chosen)} say two things about what to keep; give one of them")
     _check_search(config)
@@ -70,6 +53,35 @@ def check_config(config: CompressConfig) -> CompressConfig:
         base_epochs = config.epochs if config.needs_base else 0
         base_steps = base_steps or (config.steps if config.needs_base else None)
     return replace(config, base_epochs=base_epochs, base_steps=base_steps)
+
+
+def _check_sizes(config: CompressConfig) -> None:
+    """Raise AdjoinedError for factors or budgets that differ in vain, and for what goes with one kind of them alone."""
+    what, sizes = config.request
+    for name in ("alpha", "macs", "params"):
+        given = getattr(config, name)
+        if isinstance(given, list) and len({*given}) != max(len(given), 1):
+            raise AdjoinedError(
+                f"--{name} {given}: give one {'factor' if name == 'alpha' else 'budget'}, or several that differ"
+            )
+        if isinstance(given, list) and config.search and name != "alpha":
+            raise AdjoinedError(f"--{name} {given}: a search finds one network; give one number")
+    if config.draw == "one" and len(sizes) < 2:
+        raise AdjoinedError(
+            "--draw one has no effect on one small network; give several factors or budgets: --alpha 2 4 8"
+        )
+    if config.allocation != "measured" and what not in ("macs", "params"):
+        raise AdjoinedError(
+            f"--allocation {config.allocation} shares out a budget; give --macs or --params, without --search"
+        )
+    if config.stream is not None and what not in ("alpha", "search"):
+        raise AdjoinedError(
+            f"--stream goes with --alpha or --search; --{what} {getattr(config, what)} says itself what is kept of the stream"
+        )
+    if not 0 <= config.relations < math.inf:
+        raise AdjoinedError(f"--relations is {config.relations}; it must be at least 0 (0: off)")
+    if config.relations and len(sizes) > 1:
+        raise AdjoinedError(f"--relations compares two networks; give one --{what}")
 
 
 def _check_training(config: CompressConfig) -> None:

@@ -83,15 +83,17 @@ class CompressConfig:
         float | list[float] | None,
         "compression factor, size / kept of each width in scope; several (2 4 8): nested small networks; null: 4",
     ] = None
-    draw: Annotated[
-        Draw, "with several factors, at each step: train all small networks, or one drawn at random"
-    ] = "all"
+    draw: Annotated[Draw, "of several small networks, at each step: train all, or one drawn at random"] = (
+        "all"
+    )
     plan: Annotated[str | None, "keep what this file (RUN/plan.json) says, instead of alpha"] = None
     macs: Annotated[
-        float | None, "budget: multiply-adds a picture, as a number or a fraction of the large's"
+        float | list[float] | None,
+        "budget: multiply-adds a picture, as a number or a fraction of the large's; several: nested small networks",
     ] = None
     params: Annotated[
-        float | None, "budget: parameters, as a number or a fraction of the large network's"
+        float | list[float] | None,
+        "budget: parameters, as a number or a fraction of the large network's; several: nested small networks",
     ] = None
     allocation: Annotated[
         Allocation,
@@ -239,16 +241,19 @@ class CompressConfig:
     @property
     def measures(self) -> bool:
         """Whether the plan waits for the trained large network: a budget that measurements share out."""
-        budget = self.macs is not None or self.params is not None
-        return self.allocation == "measured" and budget and not self.search
+        return self.allocation == "measured" and self.request[0] in ("macs", "params")
 
     @property
-    def alphas(self) -> list[float]:
-        """The factors asked for, the one of RUN/small first; none where something else says what to keep."""
-        if self.search or any(v is not None for v in (self.plan, self.macs, self.params)):
-            return []
-        given = 4.0 if self.alpha is None else self.alpha
-        return list(given) if isinstance(given, list) else [given]
+    def request(self) -> tuple[Literal["alpha", "macs", "params", "plan", "search"], list[float]]:
+        """What says how much is kept, and the factor or budget of each small network, that of RUN/small first."""
+        if self.search:
+            return "search", []
+        if self.plan is not None:
+            return "plan", []
+        for what in ("macs", "params"):
+            if (budget := getattr(self, what)) is not None:
+                return what, _as_list(budget)
+        return "alpha", _as_list(4.0 if self.alpha is None else self.alpha)
 
     @property
     def loss_options(self) -> dict[str, Any]:
@@ -256,6 +261,10 @@ class CompressConfig:
         names = ("detach_large", "small_ce", "kl_weight", "label_smoothing")
         schedule = partial(lambda_schedule, ramp=self.ramp)
         return {name: getattr(self, name) for name in names} | {"schedule": schedule}
+
+
+def _as_list(value: float | list[float]) -> list[float]:
+    return list(value) if isinstance(value, list) else [value]
 
 
 def save_config(config: CompressConfig, path: Path) -> None:

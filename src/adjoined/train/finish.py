@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,12 @@ from adjoined.store import load, save
 from adjoined.train.checkpoint import written_aside
 from adjoined.train.evaluate import judge
 from adjoined.train.phase import Setting
+from adjoined.train.plans import SMALL
 from adjoined.train.predictions import write_predictions
 from adjoined.train.search import search_facts
 
-__all__ = ["SMALL", "finish", "size_names"]
+__all__ = ["finish"]
 
-SMALL = "small"
 # What was done before the first slice, as `put_in_order` tells it.
 PREPARED = (
     "order",
@@ -32,11 +32,6 @@ PREPARED = (
     "top1_small_ordered",
     "top1_small_allocated",
 )
-
-
-def size_names(alphas: Sequence[float]) -> list[str]:
-    """Names of the small networks, and of their folders in RUN: small, then small-ALPHA."""
-    return [SMALL if not i else f"{SMALL}-{alpha:g}".replace(".", "_") for i, alpha in enumerate(alphas)]
 
 
 def finish(twins: Mapping[str, Adjoined], setting: Setting, folder: Path, data: ImageData) -> dict[str, Any]:
@@ -67,7 +62,9 @@ def _result(
     last = [row for row in setting.history if row["phase"] == "base"][-1]
     whole = asdict(axes.cost())
     rows = {name: {"top1": scores[name], **asdict(axes.cost(t.plan))} for name, t in twins.items()}
-    sizes = [{"alpha": a, "folder": n, **rows[n]} for a, n in zip(config.alphas, rows, strict=False)]
+    what, asked = config.request
+    said = "alpha" if what == "alpha" else "budget"
+    sizes = [{said: a, "folder": n, **rows[n]} for a, n in zip(asked, rows, strict=False)]
     return {
         "base": {"top1": last.get("top1_large_ema", last["top1_large"]), **whole},
         "large": {"top1": scores["large"], **whole},

@@ -71,11 +71,11 @@ def held(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def write_plan(plan: Plan, folder: Path) -> None:
-    """RUN/plan.json, whole or not at all."""
-    aside = folder / ".plan.json.part"
+def write_plan(plan: Plan, path: Path) -> None:
+    """The plan as a file, whole or not at all."""
+    aside = path.with_name(f".{path.name}.part")
     plan.save(aside)
-    os.replace(aside, folder / "plan.json")
+    os.replace(aside, path)
 
 
 def latest_run() -> Path:

@@ -11,7 +11,7 @@ from torch import nn
 
 from adjoined.allocation import allocate
 from adjoined.core.axes import Axes
-from adjoined.core.plan import Plan
+from adjoined.core.plan import Plan, limit_of
 from adjoined.core.twin import Adjoined
 from adjoined.data import some_pictures
 from adjoined.importance import activation_scores, magnitude_scores, order_axes, taylor_scores
@@ -63,30 +63,37 @@ def put_in_order(
     return facts
 
 
-def share_out(model: nn.Module, axes: Axes, setting: Setting) -> tuple[Plan, dict[str, Any]]:
-    """The plan to the budget, by measurement on training pictures, and what the small network of it scores before training.
+def share_out(model: nn.Module, axes: Axes, setting: Setting) -> tuple[list[Plan], dict[str, Any]]:
+    """The plan to each budget, by measurement on training pictures, and what the first's small network scores before training.
 
-    A stream that it cuts is turned anew, for the channels that it keeps.
+    Of two budgets the smaller one's plan lies within the larger one's. A stream that they cut is turned anew, for the
+    channels that they keep.
     """
     config, device = setting.config, setting.accelerator.device
     pictures, _ = some_pictures(setting.train.images, setting.train.inputs, IMAGES)
     inputs = pictures.to(device).split(MEASURED)
     model.to(device)
-    budget = {"macs": config.macs, "params": config.params, "scope": config.scope}
+    what, budgets = config.request
+    large = axes.cost()
+    found: dict[float, Plan] = {}
     with _measuring(setting) as tell:
-        found = allocate(model, axes, inputs, **budget, progress=tell)
-    plan = from_first(found, setting.accelerator)
+        for budget in sorted(budgets, key=lambda b: limit_of(b, getattr(large, what), what), reverse=True):
+            options = {what: budget, "scope": config.scope, "within": [None, *found.values()][-1]}
+            plan = allocate(model, axes, inputs, **options, progress=tell)
+            found[budget] = from_first(plan, setting.accelerator)
+    plans = [found[budget] for budget in budgets]
     if config.rotate:
-        rotate_streams(model, axes, [plan], pictures.to(device).split(BATCH))
-    small, large = axes.cost(plan), axes.cost()
-    score = _top1(model, axes, plan, setting)
-    setting.console.print(
-        f"budget shared out by measurement: {small.params / 1e6:.4g} of {large.params / 1e6:.4g} M parameters, "
-        f"{small.macs / 1e9:.4g} of {large.macs / 1e9:.4g} GMACs; small before training {score:.2f} %",
-        highlight=False,
-        soft_wrap=True,
-    )
-    return plan, {"top1_small_allocated": score}
+        rotate_streams(model, axes, plans, pictures.to(device).split(BATCH))
+    scores = [_top1(model, axes, plan, setting) for plan in plans]
+    for plan, score in zip(plans, scores, strict=True):
+        small = axes.cost(plan)
+        setting.console.print(
+            f"budget shared out by measurement: {small.params / 1e6:.4g} of {large.params / 1e6:.4g} M parameters, "
+            f"{small.macs / 1e9:.4g} of {large.macs / 1e9:.4g} GMACs; small before training {score:.2f} %",
+            highlight=False,
+            soft_wrap=True,
+        )
+    return plans, {"top1_small_allocated": scores[0]}
 
 
 @contextmanager

@@ -1,13 +1,13 @@
 """A compress run from its config to its result, in a folder that says everything about it.
 
 RUN/config.yaml     the flags, as `--config` reads them
-    plan.json       what the small network keeps
+    plan.json       what the small network keeps; plan-ALPHA.json, plan-BUDGET.json: further ones
     metrics.jsonl   one line an epoch
     result.json     accuracies, parameters, multiply-adds
     checkpoints/    of the last epochs and of the best
     logs/           what trackers write
     small/          the small network, as `adjoined.load` reads it, and inputs.json: what to feed it
-    small-ALPHA/    of several factors those after the first
+    small-ALPHA/    of several factors those after the first; of several budgets small-BUDGET/
 """
 
 import time
@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,24 +29,25 @@ from adjoined.core.nested import Nested
 from adjoined.core.plan import Plan, limit_of
 from adjoined.core.twin import Adjoined
 from adjoined.data import Batches, ImageData, InputSpec, input_spec, load_data, make_batches
-from adjoined.errors import AdjoinedError, DataError, PlanError
+from adjoined.errors import AdjoinedError, DataError
 from adjoined.files import read_mapping
 from adjoined.train.checkpoint import Checkpoints
 from adjoined.train.checks import check_config
 from adjoined.train.config import CompressConfig, save_config
 from adjoined.train.devices import from_first, make_accelerator, pick_device
 from adjoined.train.evaluate import judge, top1
-from adjoined.train.finish import SMALL, finish, size_names
+from adjoined.train.finish import finish
 from adjoined.train.finished import finished_run
-from adjoined.train.folder import append_metrics, held, open_folder, rewrite_metrics, write_plan
+from adjoined.train.folder import append_metrics, held, open_folder, rewrite_metrics
 from adjoined.train.loop import Phase, Row, Setting, fit
 from adjoined.train.networks import build_model, check_outputs, default_lr
 from adjoined.train.order import put_in_order, share_out
+from adjoined.train.plans import SMALL, choose_plans, size_names, write_plans
 from adjoined.train.search import objective_of, run_search, search_facts, subset
 from adjoined.train.tasks import LabelTask, TwinTask
 from adjoined.train.tracking import check_trackers, tracked
 
-__all__ = ["choose_plans", "compress", "evaluate", "load_parts", "make_accelerator", "make_loaders"]
+__all__ = ["compress", "evaluate", "load_parts", "make_accelerator", "make_loaders"]
 
 
 def compress(config: CompressConfig, *, console: Console | None = None) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def _compress(
     if accelerator.is_main_process:
         save_config(config, folder / "config.yaml")  # it is what makes the folder a run
         if plans and not measures:
-            write_plan(plans[0], folder)
+            write_plans(plans, folder, config)
     history = list(state["history"]) if state else []
     factors = search_facts(config, axes).get("candidates", {})
     sent = tracked(config, folder, state, factors=factors, first=accelerator.is_main_process)
@@ -126,10 +126,10 @@ def _compress(
         narrower = [objective.network.within] if objective is not None else plans
         history[-1] |= put_in_order(model, axes, narrower, setting, judged=objective is None)
         if measures:
-            plan, facts = share_out(model, axes, setting)
-            plans, history[-1] = [plan], history[-1] | facts
+            plans, facts = share_out(model, axes, setting)
+            history[-1] |= facts
             if accelerator.is_main_process:
-                write_plan(plan, folder)
+                write_plans(plans, folder, config)
         tracking.rows(history)
         if accelerator.is_main_process:
             rewrite_metrics(folder, history)
@@ -180,23 +180,6 @@ def evaluate(
         "top1": score,
         "params": sum(p.numel() for p in net.parameters()),
     }
-
-
-def choose_plans(axes: Axes, config: CompressConfig, resumed: Path | None = None) -> list[Plan]:
-    """The plans that the config asks for, or of the resumed run the first. Raises PlanError if one does not fit."""
-    by_factor = partial(axes.plan, scope=config.scope, stream=config.stream)
-    others = [by_factor(alpha=alpha) for alpha in config.alphas[1:]]
-    begun = resumed and (resumed / "plan.json").is_file()  # else killed before it was written
-    given = resumed / "plan.json" if resumed and begun else config.plan
-    if given is not None:
-        if not Path(given).is_file():
-            raise PlanError(f"no plan at {str(given)!r}; a run writes one as RUN/plan.json")
-        plan = Plan.load(given)
-        axes.cost(plan)  # says which axes differ if it is another model's
-        return [plan, *others]
-    if config.macs is not None or config.params is not None:
-        return [axes.plan(macs=config.macs, params=config.params, scope=config.scope)]
-    return [by_factor(alpha=config.alphas[0]), *others]
 
 
 def load_parts(config: CompressConfig) -> tuple[ImageData, nn.Module, InputSpec]:
@@ -259,8 +242,7 @@ def _train_twin(
         if several
         else Adjoined(model, *plans, relations=config.relations > 0, **options)
     )
-    names = size_names(config.alphas) or [SMALL]
-    task = TwinTask(twin, names, config.freeze_large, config.relations, **config.loss_options)
+    task = TwinTask(twin, size_names(config), config.freeze_large, config.relations, **config.loss_options)
     epochs, steps = config.length("adjoined")
     phase = Phase("adjoined", 2, epochs, config.lr, judged_by=SMALL, steps=steps)
     for row in fit(task, phase, setting, state=state):
@@ -274,11 +256,10 @@ def _headline(setting: Setting, data: ImageData, axes: Axes, plans: Sequence[Pla
     small = [axes.cost(plan) for plan in plans]
     shape = "×".join(map(str, (inputs.channels, *inputs.size)))
     pictures = f"{len(setting.train.images):,} + {len(setting.validation.images):,}"
-    params = ", ".join(f"{cost.params / 1e6:.4g}" for cost in small) or _allowed(
-        setting.config.params, large.params, "params", 1e6
-    )
-    macs = ", ".join(f"{cost.macs / 1e9:.4g}" for cost in small) or _allowed(
-        setting.config.macs, large.macs, "macs", 1e9
+    params, macs = (
+        ", ".join(f"{getattr(cost, what) / unit:.4g}" for cost in small)
+        or _allowed(setting.config, getattr(large, what), what, unit)
+        for what, unit in (("params", 1e6), ("macs", 1e9))
     )
     return (
         f"{setting.config.model} on {data.name}, {pictures} pictures of {shape}: "
@@ -287,9 +268,11 @@ def _headline(setting: Setting, data: ImageData, axes: Axes, plans: Sequence[Pla
     )
 
 
-def _allowed(budget: float | None, full: int, what: str, unit: float) -> str:
+def _allowed(config: CompressConfig, full: int, what: str, unit: float) -> str:
     """What a cost will be, as far as that is known before there is a plan."""
-    return "?" if budget is None else f"≤ {limit_of(budget, full, what) / unit:.4g}"
+    given = getattr(config, what)
+    budgets = given if isinstance(given, list) else [] if given is None else [given]
+    return ", ".join(f"≤ {limit_of(budget, full, what) / unit:.4g}" for budget in budgets) or "?"
 
 
 def _check_classes(data: ImageData, classes: list[str]) -> None:

@@ -82,6 +82,7 @@ def objective_of(
             f"blocks was within {latency.error:.0%} of small networks measured whole",
             stacklevel=2,
         )
+    budgets = {name: getattr(config, name) for name in ("gamma", "macs", "params", "latency_ms")}
     return make_objective(
         copied,
         axes,
@@ -89,10 +90,7 @@ def objective_of(
         candidates=config.candidates,
         per=config.per,
         stream=config.stream,
-        gamma=config.gamma,
-        macs=config.macs,
-        params=config.params,
-        latency_ms=config.latency_ms,
+        **budgets,
         latency=latency,
         noise=config.noise,
         temperature=config.temperature,
@@ -129,7 +127,7 @@ def run_search(
         append_metrics(folder, row)
     plan = objective.plan()
     if first:
-        write_plan(plan, folder)
+        write_plan(plan, folder / "plan.json")
     return plan
 
 
