@@ -11,6 +11,7 @@ import statistics
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -184,14 +185,15 @@ def ordering_cpu(found: dict[str, Any]) -> list[Row]:
         "magnitude",
         "activation",
         "taylor",
-        "turned, then magnitude",
+        "auto",
+        "turned, then auto",
         "as that, its multiply-adds shared out by measurement",
     )
     groups: dict[tuple[str, float], dict[str, float]] = {}
     for row in found["rows"]:
         kind = "measured" if row.get("measured") else "turned" if row.get("turned") else row["order"]
         groups.setdefault((row["scope"], row["alpha"]), {"none": row["before"]})[kind] = row["after"]
-    names = ("none", "magnitude", "activation", "taylor", "turned", "measured")
+    names = ("none", "magnitude", "activation", "taylor", "auto", "turned", "measured")
     return [
         head,
         *(
@@ -202,7 +204,7 @@ def ordering_cpu(found: dict[str, Any]) -> list[Row]:
 
 
 def sizes(rows: list[dict[str, Any]]) -> list[Row]:
-    """A row for each way to train them; seconds of all its trainings."""
+    """A row for each way to share budgets out and to train; seconds of all its trainings."""
     said = {
         "all": "all at each step",
         "one": "one drawn at each step",
@@ -211,17 +213,24 @@ def sizes(rows: list[dict[str, Any]]) -> list[Row]:
     shares, seeds = list(dict.fromkeys(r["share"] for r in rows)), len({r["seed"] for r in rows})
     ratios = [next(f"1 / {r['large_macs'] / r['macs']:.2f}" for r in rows if r["share"] == s) for s in shares]
     out: list[Row] = [
-        ("trained", "seeds", *(f"small at {ratio}, top-1" for ratio in ratios), "large, top-1", "s")
+        ("widths", "trained", "seeds", *(f"small at {ratio}, top-1" for ratio in ratios), "large, top-1", "s")
     ]
-    for draw, text in said.items():
-        own = [r for r in rows if r["draw"] == draw]
+    for allocation, draw in product(("uniform", "measured"), said):
+        own = [r for r in rows if (r["allocation"], r["draw"]) == (allocation, draw)]
         if not own:
             continue
         trainings = {(r["seed"], r["share"] if draw == "alone" else None): r for r in own}
         top1 = (_mean(r["small"] for r in own if r["share"] == share) for share in shares)
         large = "" if draw == "alone" else _mean(r["large"] for r in trainings.values())
         out.append(
-            (text, seeds, *top1, large, f"{sum(r['seconds'] for r in trainings.values()) / seeds:.0f}")
+            (
+                allocation,
+                said[draw],
+                seeds,
+                *top1,
+                large,
+                f"{sum(r['seconds'] for r in trainings.values()) / seeds:.0f}",
+            )
         )
     return out
 

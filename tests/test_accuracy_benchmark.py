@@ -64,8 +64,8 @@ def test_several_sizes_have_a_row_each(monkeypatch, tmp_path):
     monkeypatch.setattr(sizes, "write", lambda name, rows: written.update({name: rows}))
     sizes.main()
     rows = written["sizes_digits"]
-    assert [(r["draw"], r["share"]) for r in rows] == [
-        (d, s) for d in ("all", "one", "alone") for s in (0.5, 0.25)
+    assert [(r["allocation"], r["draw"], r["share"]) for r in rows] == [
+        (a, d, s) for a in ("uniform", "measured") for d in ("all", "one", "alone") for s in (0.5, 0.25)
     ]
     assert all(r["macs"] <= r["share"] * r["large_macs"] for r in rows)
     assert rows[0]["large"] == rows[1]["large"]

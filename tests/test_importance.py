@@ -13,6 +13,7 @@ from adjoined.errors import AdjoinedError
 from adjoined.importance import (
     ORDERED,
     activation_scores,
+    default_scores,
     magnitude_scores,
     order_axes,
     taylor_scores,
@@ -62,6 +63,7 @@ def test_every_axis_that_can_be_cut_has_scores():
         for scores in (
             taylor_scores(sample.model, sample.axes, batches(sample), loss),
             activation_scores(sample.model, sample.axes, [x for x, _ in batches(sample)]),
+            default_scores(sample.model, sample.axes, [x for x, _ in batches(sample)]),
             magnitude_scores(sample.model, sample.axes),
         ):
             assert {k: len(v) for k, v in scores.items()} == free
@@ -89,8 +91,8 @@ def test_taylor_is_the_gradient_of_a_gate():
             assert float(found[unit]) == pytest.approx(total, rel=1e-5)
 
 
-def test_activation_is_the_energy_of_what_an_entry_adds():
-    """Σ over batches of mean(x_c²) · Σ W[:, c]², with x as a hook on the consumer sees it."""
+def test_activation_drops_what_all_that_is_dropped_adds_least_with():
+    """At each step the entry goes with which |Σ_dropped x_c W_c|² is the least, by the sums themselves, float64."""
     sample, model, axes = copied("vit")
     given = [x for x, _ in batches(sample)]
     found = activation_scores(model, axes, given)
@@ -103,9 +105,40 @@ def test_activation_is_the_energy_of_what_an_entry_adds():
             model(x)
     for name, axis in (("mlp.fc2", "mlp.hidden"), ("attn.proj", "attn.heads")):
         weight = model.get_submodule(f"blocks.1.{name}").weight.detach()
-        energy = sum(x.square().flatten(0, -2).mean(0) for x in seen[name]) * weight.square().sum(0)
-        wanted = energy.reshape(axes[f"blocks.1.{axis}"].size, -1).sum(1)
-        torch.testing.assert_close(found[f"blocks.1.{axis}"], wanted)
+        x, size = torch.cat(seen[name]).flatten(0, -2), axes[f"blocks.1.{axis}"].size
+        # What each entry adds to the sums, (entries, samples · outputs): all energies are products of these.
+        parts = torch.einsum("nc,oc->cno", x, weight).flatten(1).unflatten(0, (size, -1)).sum(1)
+        products, gone, left = parts @ parts.T, [], list(range(size))
+        while left:
+            energies = [float(products[gone + [i]][:, gone + [i]].sum()) for i in left]
+            gone.append(left.pop(energies.index(min(energies))))
+        assert found[f"blocks.1.{axis}"].argsort().tolist() == gone
+
+
+def test_parts_that_cancel_go_together():
+    """Two units whose parts are large and opposite: dropped as a pair they change nothing, so they go first."""
+    sample, model, axes = copied("vit")
+    first_layer, second = (model.get_submodule(f"blocks.0.mlp.{name}") for name in ("fc1", "fc2"))
+    with torch.no_grad():
+        for layer in (first_layer.weight, first_layer.bias):
+            layer[7] = layer[3]
+        second.weight[:, 3] *= 0.2
+        second.weight[:, 7] = -second.weight[:, 3]
+    scores = activation_scores(model, axes, [x for x, _ in batches(sample)])["blocks.0.mlp.hidden"]
+    assert abs(float(scores[3] - scores[7])) == 1
+    alone = magnitude_scores(model, axes)["blocks.0.mlp.hidden"]
+    assert alone[3] == alone[7]
+
+
+def test_by_default_hidden_units_go_by_activation_and_heads_by_magnitude():
+    sample, model, axes = copied("vit")
+    given = [x for x, _ in batches(sample)]
+    found = default_scores(model, axes, given)
+    by_sums, by_weight = activation_scores(model, axes, given), magnitude_scores(model, axes)
+    for name, scores in found.items():
+        assert torch.equal(scores, (by_sums if axes[name].role == "hidden" else by_weight)[name])
+    hidden = activation_scores(model, axes, given, roles=("hidden",))
+    assert hidden.keys() == {n for n in found if axes[n].role == "hidden"}
 
 
 def test_magnitude_is_that_of_the_weights_that_sum_over_an_entry():
@@ -114,7 +147,7 @@ def test_magnitude_is_that_of_the_weights_that_sum_over_an_entry():
     torch.testing.assert_close(magnitude_scores(model, axes)["blocks.1.mlp.hidden"], wanted)
 
 
-@pytest.mark.parametrize("kind", ["taylor", "activation", "magnitude"])
+@pytest.mark.parametrize("kind", ["taylor", "activation", "magnitude", "default"])
 def test_what_does_nothing_comes_last(kind):
     sample, model, axes = copied("vit")
     with torch.no_grad():
@@ -128,8 +161,10 @@ def test_what_does_nothing_comes_last(kind):
         "taylor": lambda: taylor_scores(model, axes, [(x, target)], loss),
         "activation": lambda: activation_scores(model, axes, [x]),
         "magnitude": lambda: magnitude_scores(model, axes),
+        "default": lambda: default_scores(model, axes, [x]),
     }[kind]()
-    assert (scores["blocks.0.mlp.hidden"][:96] == 0).all()
+    hidden = scores["blocks.0.mlp.hidden"]
+    assert hidden[:96].max() < hidden[96:].min()
     assert scores["blocks.0.attn.heads"][0] == 0
     order_axes(model, axes, scores)
     assert (model.get_parameter("blocks.0.mlp.fc2.weight")[:, 96:] == 0).all()

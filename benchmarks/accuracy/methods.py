@@ -18,15 +18,14 @@ from adjoined.core.twin import Adjoined
 from adjoined.data import some_pictures
 from adjoined.errors import AdjoinedError
 from adjoined.losses import lambda_schedule
-from adjoined.train.config import CompressConfig, Scope
+from adjoined.train.config import Scope
 from adjoined.train.order import put_in_order, share_out
 from adjoined.train.search import SearchTask, objective_of
 from adjoined.train.tasks import LabelTask, Network, Task, TwinTask
-from benchmarks.accuracy.start import Phase, Start, train
+from benchmarks.accuracy.start import ORDER, Phase, Start, train
 
 __all__ = ["METHODS", "Method", "macs_of"]
 
-ORDER = CompressConfig().order
 Facts = dict[str, Any]
 Made = tuple[Task, Facts]
 
@@ -216,7 +215,7 @@ def _ordered(
         return model, plan, facts
     began = time.perf_counter()
     scope = "full" if any(w.role == "stream" and w.kept != w.size for w in plan.widths) else "inner"
-    (plan,), found = share_out(model, start.axes, start.sharing(start.axes.cost(plan).macs, scope))
+    (plan,), found = share_out(model, start.axes, start.sharing([start.axes.cost(plan).macs], scope))
     kept = {w.name: w.kept for w in plan.widths if w.kept != w.size}
     return model, plan, facts | found | {"plan": kept, "measured_seconds": time.perf_counter() - began}
 
@@ -264,6 +263,7 @@ DIALS: dict[str, Facts] = {
     "own-norms": {"twin": {"own": "norms"}},
     "own-vectors": {"twin": {"own": "vectors"}},
     "default": TOGETHER,
+    "default-auto": TOGETHER | {"order": "auto"},
     "default-twice": TOGETHER | {"small_ce": 1.0, "kl_weight": 2.0},
     "own-all": TOGETHER | {"small_ce": 1.0, "twin": {"own": "all"}},
     "all": TOGETHER | {"twin": {"own": "vectors"}},

@@ -37,8 +37,8 @@ def main() -> None:
     for scope in scopes:
         for alpha in args.alpha:
             plan = start.axes.plan(alpha=alpha, scope=scope)
-            turns = ((order, False) for order in ("magnitude", "activation", "taylor"))
-            for order, rotate in (*turns, *[("magnitude", True)] * (scope == "full")):
+            turns = ((order, False) for order in ("magnitude", "activation", "taylor", "auto"))
+            for order, rotate in (*turns, *[("auto", True)] * (scope == "full")):
                 setting = start.ordering(order, rotate)
                 facts = put_in_order(copy.deepcopy(start.model), start.axes, [plan], setting)
                 before, after = facts["top1_small_unordered"], facts["top1_small_ordered"]
@@ -57,8 +57,8 @@ def main() -> None:
                     flush=True,
                 )
             model, macs = copy.deepcopy(start.model), start.axes.cost(plan).macs
-            put_in_order(model, start.axes, [plan], start.ordering("magnitude", True), judged=False)
-            after = share_out(model, start.axes, start.sharing(macs, scope))[1]["top1_small_allocated"]
+            put_in_order(model, start.axes, [plan], start.ordering("auto", True), judged=False)
+            after = share_out(model, start.axes, start.sharing([macs], scope))[1]["top1_small_allocated"]
             rows.append(rows[-1] | {"turned": scope == "full", "measured": True, "after": after})
             print(f"{scope} α={alpha:g}  measured {after:.2f} %", flush=True)
     write(

@@ -1,5 +1,6 @@
 """What all methods of a seed share: the data, the trained base and its axes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,16 @@ from torch import nn
 
 from adjoined.core.axes import Axes, find_axes
 from adjoined.train.checkpoint import Checkpoints
-from adjoined.train.config import Scope
+from adjoined.train.config import Order, Scope
 from adjoined.train.loop import Phase, Row, Setting, fit
 from adjoined.train.run import load_parts, make_accelerator, make_loaders
 from adjoined.train.tasks import LabelTask, Task
 from benchmarks.accuracy.scales import Scale
 
-__all__ = ["Phase", "Start", "prepare", "train"]
+__all__ = ["ORDER", "Phase", "Start", "prepare", "train"]
+
+# Of all rows where nothing else is said: the default when the first of them were trained.
+ORDER: Order = "magnitude"
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,15 +43,21 @@ class Start:
         config = replace(self.setting.config, order=order, rotate=rotate)  # type: ignore[arg-type]
         return replace(self.setting, config=config)
 
-    def sharing(self, macs: int, scope: Scope) -> Setting:
-        """The setting for `share_out`."""
-        config = replace(self.setting.config, macs=float(macs), scope=scope, alpha=None)
+    def sharing(self, macs: Sequence[float], scope: Scope) -> Setting:
+        """The setting for `share_out`, to each of these budgets."""
+        config = replace(self.setting.config, macs=list(macs), scope=scope, alpha=None)
         return replace(self.setting, config=config)
 
     def searching(self, macs: int, stream: float | None, loss: dict[str, Any]) -> Setting:
         """The setting of a search to a budget and by a loss, with checkpoints and a history of its own."""
         config = replace(
-            self.setting.config, search=True, macs=float(macs), stream=stream, alpha=None, **loss
+            self.setting.config,
+            search=True,
+            macs=float(macs),
+            stream=stream,
+            alpha=None,
+            order=ORDER,
+            **loss,
         )
         checkpoints = Checkpoints(self.setting.checkpoints.folder / "search")
         return replace(self.setting, config=config, checkpoints=checkpoints, history=[])

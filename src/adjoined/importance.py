@@ -4,21 +4,29 @@ A plan keeps the leading entries of each axis (design section 4.1). Permuting th
 carries it changes no output (section 4.5), so the entries that matter most can be put first.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence, Set
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from adjoined.core.axes import Axes
+from adjoined.core.axes import Axes, Axis
 from adjoined.core.capture import Example, call_model, flush, in_eval, normalise_example
 from adjoined.core.program import build_program
-from adjoined.core.slicing import entry_sums, permute
+from adjoined.core.slicing import entry_numbers, entry_sums, permute
 from adjoined.core.walk import op_name
 from adjoined.errors import AdjoinedError
 
-__all__ = ["ORDERED", "activation_scores", "magnitude_scores", "order_axes", "taylor_scores"]
+__all__ = [
+    "ORDERED",
+    "activation_scores",
+    "default_scores",
+    "magnitude_scores",
+    "order_axes",
+    "taylor_scores",
+]
 
 # Roles that plans cut.
 ORDERED = ("heads", "hidden", "stream")
@@ -27,54 +35,85 @@ CHANNELS = {"linear": -1, "matmul": -1, "conv1d": 1, "conv2d": 1, "conv3d": 1}
 Scores = dict[str, Tensor]
 
 
-def activation_scores(model: nn.Module, axes: Axes, batches: Iterable[Example]) -> Scores:
-    """What an entry adds to the sums that run over it: axis → score of each entry (size,).
+def default_scores(model: nn.Module, axes: Axes, batches: Iterable[Example]) -> Scores:
+    """Hidden units by `activation_scores`, heads and streams by `magnitude_scores`: what did best before any training."""
+    return magnitude_scores(model, axes) | activation_scores(model, axes, batches, roles=("hidden",))
 
-    Σ over the weights W that sum over the entry's channels c of  mean(x_c²) · Σ W[:, c]², the mean over inputs and
-    tokens: the energy that the sum loses with the entry, if channels are uncorrelated (Sun et al. 2023, whole
-    structures at a time). Where a weight is used otherwise its squares alone count.
 
-    Raises AdjoinedError when there is no batch, or no such sum in the model.
+def activation_scores(
+    model: nn.Module, axes: Axes, batches: Iterable[Example], *, roles: Sequence[str] = ORDERED
+) -> Scores:
+    """Entries in the order in which the sums that run over them lose least: axis → score of each entry (size,).
+
+    Let G_ij = Σ over the weights W that sum over entries i and j of  Σ mean(x_c x_d) · (W Wᵀ)_cd, over the channels c of i
+    and d of j, the mean over inputs and tokens. What the sums lose with a set S of entries is Σ_ij G_ij over S: the energy
+    of all their parts together, which add up or cancel. From the whole axis on, the entry goes that makes it the
+    least; its score is the number of those that went before it. Where a weight is used otherwise than in a product
+    with channels, its own squares alone count. Weights of a convolution are taken as if neighbours were alike.
+
+    Memory: channels² numbers for each weight. Raises AdjoinedError when there is no batch.
     """
     program = build_program(model, axes, {})
     tensors = {**_named(model), **axes.capture.constants}
     names = [axes.aliases.get(name, name) for name in program.tensors["eval"]]
     device = next(model.parameters()).device
     program.move(device)
-    meter = _Energies(program.eval, names)
+    places = {a: _places(axes, a) for a in axes if a.pinned is None and a.role in roles}
+    meter = _Moments(program.eval, names, {name for held in places.values() for name, _ in held})
+    measured = False
     with in_eval(model), torch.no_grad():
         stored = [tensors[name].to(device) for name in names]
         for inputs in batches:
             args, kwargs = normalise_example(inputs)
             meter.run(*stored, *program.signature.flatten(args, kwargs))
-    if not meter.energies:
+            measured = True
+    if not measured:
         raise AdjoinedError("there is nothing to order by: give at least one batch of inputs")
 
-    def energy(name: str, at: int) -> Tensor:
-        weight = tensors[name].detach()
-        squares = (weight**2).movedim(at, 0).reshape(weight.shape[at], -1).sum(1)
-        return squares * meter.energies.get((name, weight.shape[at]), squares.new_ones(()))
+    def energies(axis: Axis) -> Tensor:
+        out = torch.zeros(axis.size, axis.size, dtype=torch.float64)
+        for name, at in places[axis]:
+            weight = tensors[name].detach().movedim(at, 0).flatten(1)
+            product = weight @ weight.T
+            moments = meter.moments.get((name, len(weight))) if (name, at) in axis.uses else None
+            gram = product.diagonal().diag() if moments is None else moments * product
+            entry = entry_numbers(axes.stored[name][at], axis.atom)
+            there = (entry >= 0).nonzero()[:, 0]
+            rows, entry = gram.cpu().double()[there][:, there], entry[there]
+            out.index_put_((entry[:, None], entry[None]), rows, accumulate=True)
+        return out
 
-    return _summed(axes, energy)
+    return {axis.name: _drop_order(energies(axis)) for axis in places}
 
 
-class _Energies(fx.Interpreter):
-    """Runs a graph and adds up mean(x_c²) of what each stored weight is multiplied by: (weight, channels) → (channels,)."""
+class _Moments(fx.Interpreter):
+    """Runs a graph and adds up mean(x_c x_d) of what each of `wanted` is multiplied by: (weight, channels) → (channels, channels)."""
 
-    def __init__(self, graph: fx.GraphModule, names: Sequence[str]) -> None:
+    def __init__(self, graph: fx.GraphModule, names: Sequence[str], wanted: Set[str]) -> None:
         super().__init__(graph)
         holders = [node for node in graph.graph.nodes if node.op == "placeholder"]
-        self.weights = dict(zip(holders, names, strict=False))
-        self.energies: dict[tuple[str, int], Tensor] = {}
+        self.weights = {h: name for h, name in zip(holders, names, strict=False) if name in wanted}
+        self.moments: dict[tuple[str, int], Tensor] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         name = self.weights.get(n.args[1]) if len(n.args) > 1 and isinstance(n.args[1], fx.Node) else None
         if name is not None and op_name(n) in CHANNELS:
-            x = self.env[n.args[0]].movedim(CHANNELS[op_name(n)], -1)  # type: ignore[index]
-            found = x.square().flatten(0, -2).mean(0)
+            x = self.env[n.args[0]].movedim(CHANNELS[op_name(n)], -1).flatten(0, -2)  # type: ignore[index]
+            found = x.T @ x / len(x)
             key = name, len(found)
-            self.energies[key] = self.energies.get(key, torch.zeros_like(found)) + found
+            self.moments[key] = self.moments.get(key, torch.zeros_like(found)) + found
         return super().run_node(n)
+
+
+def _drop_order(energies: Tensor) -> Tensor:
+    """The step at which each entry goes, so that Σ_ij G_ij of those that are gone is the least at each step: (n,)."""
+    step = torch.full((len(energies),), math.inf, dtype=energies.dtype)
+    more = energies.diagonal().clone()
+    for i in range(len(energies)):
+        entry = int(torch.where(step.isinf(), more, math.inf).argmin())
+        step[entry] = i
+        more += 2 * energies[entry]
+    return step
 
 
 def taylor_scores(
@@ -128,11 +167,15 @@ def _summed(axes: Axes, score: Callable[[str, int], Tensor]) -> Scores:
     scores: Scores = {}
     for axis in axes:
         if axis.pinned is None and axis.role in ORDERED:
-            uses = [(k, i) for k, i in axis.uses if k in axes.parameters]
-            places = uses or [(k, i) for k, i in axis.owners if k in axes.parameters]
-            parts = [entry_sums(score(k, i), 0, axes.stored[k][i], axis.atom) for k, i in places]
+            parts = [entry_sums(score(k, i), 0, axes.stored[k][i], axis.atom) for k, i in _places(axes, axis)]
             scores[axis.name] = torch.stack(parts).sum(0)
     return scores
+
+
+def _places(axes: Axes, axis: Axis) -> list[tuple[str, int]]:
+    """The parameters (name, dimension) that sum over the entries of an axis, or that carry it where none does."""
+    uses = [(k, i) for k, i in axis.uses if k in axes.parameters]
+    return uses or [(k, i) for k, i in axis.owners if k in axes.parameters]
 
 
 def _named(model: nn.Module) -> dict[str, Tensor]:

@@ -8,7 +8,18 @@ from torch import Tensor
 
 from adjoined.core.dims import Atom, Dim, leaves, plain, size
 
-__all__ = ["Kept", "Slicer", "entry_sums", "is_cut", "kept_size", "make_slicer", "mask", "permute", "scale"]
+__all__ = [
+    "Kept",
+    "Slicer",
+    "entry_numbers",
+    "entry_sums",
+    "is_cut",
+    "kept_size",
+    "make_slicer",
+    "mask",
+    "permute",
+    "scale",
+]
 
 Kept = Mapping[Atom, int]
 Slicer = Callable[[Tensor], Tensor]
@@ -114,10 +125,15 @@ def permute(tensor: Tensor, dims: Sequence[Dim], order: Mapping[Atom, Any]) -> T
     return tensor
 
 
+def entry_numbers(dim: Dim, atom: Atom) -> Tensor:
+    """Which entry of axis `atom` each position along `dim` belongs to, -1 where it belongs to none: int64."""
+    numbers = torch.arange(atom.size) + 2.0  # 1 is where the axis is not
+    return (_spread(dim, {atom: numbers}, numbers.new_ones(1)) - 2).round().long()
+
+
 def entry_sums(tensor: Tensor, at: int, dim: Dim, atom: Atom) -> Tensor:
     """Sum of `tensor` over all but the entries of axis `atom` along dimension `at`, which `dim` describes: (size,)."""
-    numbers = torch.arange(atom.size, device=tensor.device) + 2.0  # 1 is where the axis is not
-    entry = (_spread(dim, {atom: numbers}, numbers.new_ones(1)) - 2).round().long()
+    entry = entry_numbers(dim, atom).to(tensor.device)
     sums = tensor.movedim(at, 0).reshape(tensor.shape[at], -1).sum(1)
     there = entry >= 0
     return sums.new_zeros(atom.size).index_add_(0, entry[there], sums[there])

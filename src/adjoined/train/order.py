@@ -14,7 +14,13 @@ from adjoined.core.axes import Axes
 from adjoined.core.plan import Plan, limit_of
 from adjoined.core.twin import Adjoined
 from adjoined.data import some_pictures
-from adjoined.importance import activation_scores, magnitude_scores, order_axes, taylor_scores
+from adjoined.importance import (
+    activation_scores,
+    default_scores,
+    magnitude_scores,
+    order_axes,
+    taylor_scores,
+)
 from adjoined.rotation import rotate_streams
 from adjoined.train.devices import from_first
 from adjoined.train.evaluate import judge
@@ -41,7 +47,7 @@ def put_in_order(
     model.to(device)
     before = _top1(model, axes, plans[0], setting) if judged else None
     inputs, labels = (), ()
-    if rotate or config.order in ("taylor", "activation"):
+    if rotate or config.order not in ("none", "magnitude"):
         pictures, target = some_pictures(setting.train.images, setting.train.inputs, IMAGES)
         inputs, labels = pictures.to(device).split(BATCH), target.to(device).split(BATCH)
     found = rotate_streams(model, axes, plans, inputs) if rotate else {}
@@ -53,7 +59,8 @@ def put_in_order(
         elif config.order == "taylor":
             scores = taylor_scores(model, axes, zip(inputs, labels, strict=True))
         else:
-            scores = activation_scores(model, axes, inputs)
+            score = activation_scores if config.order == "activation" else default_scores
+            scores = score(model, axes, inputs)
         order_axes(model, axes, {k: v for k, v in scores.items() if k not in facts["turned"]})
         facts["order"] = config.order
     facts = {name: fact for name, fact in facts.items() if fact}
@@ -117,7 +124,7 @@ def _said(facts: dict[str, Any]) -> str:
     """In a line: what was done, and what the small network made of it."""
     said = [f"{', '.join(facts['turned'])} turned"] if "turned" in facts else []
     said += [f"{name} not turned ({why})" for name, why in facts.get("unturned", {}).items()]
-    said += [f"entries ordered by {facts['order']}"] if "order" in facts else []
+    said += [f"entries in order ({facts['order']})"] if "order" in facts else []
     scores = [facts[name] for name in ("top1_small_unordered", "top1_small_ordered") if name in facts]
     if scores:
         said.append(f"small before training {' → '.join(f'{score:.2f}' for score in scores)} %")
