@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 import adjoined
 from adjoined.core.capture import call_model
@@ -184,6 +185,26 @@ def test_a_model_that_keeps_a_table_of_its_weights_in_eval_mode():
     x = torch.randn(2, 3, 224, 224)
     scores = taylor_scores(model, adjoined.find_axes(model, x), [(x, torch.tensor([0, 1]))] * 2)
     assert all(torch.isfinite(v).all() for v in scores.values())
+
+
+class Gated(nn.Module):
+    """Hidden units that no weight sums over: vectors carry them too."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.gain, self.outer = nn.Linear(6, 8), nn.Parameter(torch.rand(8)), nn.Linear(1, 3)
+
+    def forward(self, x):
+        return self.outer((F.gelu(self.inner(x)) * self.gain).sum(-1, keepdim=True))
+
+
+def test_entries_that_no_weight_sums_over_go_by_the_squares_of_all_that_carry_them():
+    torch.manual_seed(0)
+    model, x = Gated(), torch.randn(5, 6)
+    axes = adjoined.find_axes(model, x)
+    (name,) = [a.name for a in axes if a.pinned is None]
+    squares = model.inner.weight.square().sum(1) + model.inner.bias.square() + model.gain.square()
+    assert torch.equal(activation_scores(model, axes, [x])[name].argsort(), squares.argsort())
 
 
 def test_nothing_to_order_by():

@@ -73,7 +73,8 @@ def activation_scores(
     def energies(axis: Axis) -> Tensor:
         out = torch.zeros(axis.size, axis.size, dtype=torch.float64)
         for name, at in places[axis]:
-            weight = tensors[name].detach().movedim(at, 0).flatten(1)
+            weight = tensors[name].detach().movedim(at, 0)
+            weight = weight.reshape(len(weight), -1)  # a vector too
             product = weight @ weight.T
             moments = meter.moments.get((name, len(weight))) if (name, at) in axis.uses else None
             gram = product.diagonal().diag() if moments is None else moments * product
