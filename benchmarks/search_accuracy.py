@@ -2,7 +2,7 @@
 
     python -m benchmarks.search_accuracy [--data ../shared/data/cifar10] [--work runs/search_accuracy] [--images 50000]
         [--seeds 0 1 2] [--random 5] [--epochs 30] [--macs 0.45] [--model digits_vit] [--model-args JSON] [--img-size 32]
-        [--order magnitude] [--device auto]
+        [--order auto] [--device auto]
 
 For every seed: the large network is trained alone, then a search to the budget starts from it, once with constant
 temperature and once annealed. Each plan found, the uniform plan and random plans (random gates, the same knapsack) of

@@ -4,7 +4,8 @@
         [--allocations uniform measured] [--seeds 0] [--threads 1]
 
 Takes the bases of `python -m benchmarks.accuracy SCALE` (trains them where they are not there), orders and turns them,
-shares each size's budget out, one factor for all or by measurement, trains with the default dials, goes on where it was if it is given again, and writes benchmarks/results/sizes_SCALE.json.
+shares each size's budget out, one factor for all or by measurement, trains with the default dials, goes on where it was if
+it is given again, and writes benchmarks/results/sizes_SCALE.json.
 """
 
 import argparse

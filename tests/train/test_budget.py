@@ -12,7 +12,8 @@ from rich.console import Console
 from adjoined.core.plan import Plan
 from adjoined.errors import AdjoinedError
 from adjoined.train import run as running
-from adjoined.train.config import load_config
+from adjoined.train.config import CompressConfig, load_config
+from adjoined.train.plans import size_names
 from adjoined.train.run import compress, evaluate
 from killed import Killed
 
@@ -93,6 +94,11 @@ def test_several_budgets_make_nested_networks(config, quiet, killed_after, tmp_p
     again = replace(config, out=str(tmp_path / "killed"))
     killed_after(again, 3)  # in the second epoch of adjoined training
     assert compress(replace(again, resume=True), console=quiet)["sizes"] == result["sizes"]
+
+
+def test_numbers_that_differ_have_folders_that_differ():
+    config = CompressConfig(params=[5e6, 1_234_567.0, 1_234_568.0, 0.25])
+    assert size_names(config) == ["small", "small-1234567", "small-1234568", "small-0_25"]
 
 
 def test_uniform_is_known_from_the_start(config, quiet):

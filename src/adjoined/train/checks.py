@@ -56,7 +56,7 @@ def check_config(config: CompressConfig) -> CompressConfig:
 
 
 def _check_sizes(config: CompressConfig) -> None:
-    """Raise AdjoinedError for factors or budgets that differ in vain, and for what goes with one kind of them alone."""
+    """Raise AdjoinedError for factors or budgets given twice, and for what goes with one of them, or one kind, alone."""
     what, sizes = config.request
     for name in ("alpha", "macs", "params"):
         given = getattr(config, name)

@@ -251,9 +251,13 @@ class CompressConfig:
         if self.plan is not None:
             return "plan", []
         for what in ("macs", "params"):
-            if (budget := getattr(self, what)) is not None:
-                return what, _as_list(budget)
-        return "alpha", _as_list(4.0 if self.alpha is None else self.alpha)
+            if budgets := self.budgets(what):
+                return what, budgets
+        return "alpha", _as_list(self.alpha) or [4.0]
+
+    def budgets(self, what: Literal["macs", "params"]) -> list[float]:
+        """The budgets given of one kind, if any."""
+        return _as_list(getattr(self, what))
 
     @property
     def loss_options(self) -> dict[str, Any]:
@@ -263,8 +267,8 @@ class CompressConfig:
         return {name: getattr(self, name) for name in names} | {"schedule": schedule}
 
 
-def _as_list(value: float | list[float]) -> list[float]:
-    return list(value) if isinstance(value, list) else [value]
+def _as_list(value: float | list[float] | None) -> list[float]:
+    return list(value) if isinstance(value, list) else [] if value is None else [value]
 
 
 def save_config(config: CompressConfig, path: Path) -> None:

@@ -83,11 +83,12 @@ def share_out(model: nn.Module, axes: Axes, setting: Setting) -> tuple[list[Plan
     what, budgets = config.request
     large = axes.cost()
     found: dict[float, Plan] = {}
+    within: Plan | None = None
     with _measuring(setting) as tell:
         for budget in sorted(budgets, key=lambda b: limit_of(b, getattr(large, what), what), reverse=True):
-            options = {what: budget, "scope": config.scope, "within": [None, *found.values()][-1]}
+            options = {what: budget, "scope": config.scope, "within": within}
             plan = allocate(model, axes, inputs, **options, progress=tell)
-            found[budget] = from_first(plan, setting.accelerator)
+            found[budget] = within = from_first(plan, setting.accelerator)
     plans = [found[budget] for budget in budgets]
     if config.rotate:
         rotate_streams(model, axes, plans, pictures.to(device).split(BATCH))

@@ -17,15 +17,14 @@ SMALL = "small"
 def size_names(config: CompressConfig) -> list[str]:
     """Names of the small networks, and of their folders in RUN: small, then small-ALPHA or small-BUDGET."""
     others = config.request[1][1:]
-    return [SMALL, *(f"{SMALL}-{size:g}".replace(".", "_").replace("+", "") for size in others)]
+    return [SMALL, *(f"{SMALL}-{size:.12g}".replace(".", "_") for size in others)]
 
 
 def choose_plans(axes: Axes, config: CompressConfig, resumed: Path | None = None) -> list[Plan]:
     """The plans that the config asks for, or those of the resumed run. Raises PlanError if one does not fit."""
-    if resumed and all(
-        path.is_file() for path in _paths(resumed, config)
-    ):  # else killed before they were written
-        return [_fitting(path, axes) for path in _paths(resumed, config)]
+    written = _paths(resumed, config) if resumed else []
+    if written and all(path.is_file() for path in written):  # else killed before they were
+        return [_fitting(path, axes) for path in written]
     what, sizes = config.request
     if what == "plan":
         assert config.plan is not None

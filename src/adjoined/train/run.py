@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -48,6 +48,8 @@ from adjoined.train.tasks import LabelTask, TwinTask
 from adjoined.train.tracking import check_trackers, tracked
 
 __all__ = ["compress", "evaluate", "load_parts", "make_accelerator", "make_loaders"]
+
+UNITS: tuple[tuple[Literal["params", "macs"], float], ...] = (("params", 1e6), ("macs", 1e9))
 
 
 def compress(config: CompressConfig, *, console: Console | None = None) -> dict[str, Any]:
@@ -258,8 +260,8 @@ def _headline(setting: Setting, data: ImageData, axes: Axes, plans: Sequence[Pla
     pictures = f"{len(setting.train.images):,} + {len(setting.validation.images):,}"
     params, macs = (
         ", ".join(f"{getattr(cost, what) / unit:.4g}" for cost in small)
-        or _allowed(setting.config, getattr(large, what), what, unit)
-        for what, unit in (("params", 1e6), ("macs", 1e9))
+        or _allowed(setting.config.budgets(what), getattr(large, what), what, unit)
+        for what, unit in UNITS
     )
     return (
         f"{setting.config.model} on {data.name}, {pictures} pictures of {shape}: "
@@ -268,10 +270,8 @@ def _headline(setting: Setting, data: ImageData, axes: Axes, plans: Sequence[Pla
     )
 
 
-def _allowed(config: CompressConfig, full: int, what: str, unit: float) -> str:
+def _allowed(budgets: Sequence[float], full: int, what: str, unit: float) -> str:
     """What a cost will be, as far as that is known before there is a plan."""
-    given = getattr(config, what)
-    budgets = given if isinstance(given, list) else [] if given is None else [given]
     return ", ".join(f"≤ {limit_of(budget, full, what) / unit:.4g}" for budget in budgets) or "?"
 
 

@@ -82,6 +82,7 @@ def objective_of(
             f"blocks was within {latency.error:.0%} of small networks measured whole",
             stacklevel=2,
         )
+    # One number each: `check_config` refuses several with a search.
     budgets = {name: getattr(config, name) for name in ("gamma", "macs", "params", "latency_ms")}
     return make_objective(
         copied,
