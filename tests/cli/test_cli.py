@@ -145,6 +145,10 @@ BAD = {
     "flag of a list": (["compress", "--alpa=4"], "unknown argument --alpa; did you mean --alpha, --ramp"),
     "flag without a value": (["compress", "--epochs"], "argument --epochs: expected one argument"),
     "number": (["compress", "--epochs=many"], "--epochs takes a whole number, not 'many'"),
+    "one or several": (
+        ["compress", "--macs=0.5,0.25"],
+        "--macs takes a number or several (1 2 3) or null, not '0.5,0.25'",
+    ),
     "number or null": (["compress", "--img-size=3.5"], "--img-size takes a whole number or null, not '3.5'"),
     "choice": (["compress", "--scope=outer"], "--scope takes inner or full, not 'outer'"),
     "config": (["compress", "--config=nowhere.yaml"], "nowhere.yaml'"),

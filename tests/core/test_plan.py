@@ -140,7 +140,7 @@ def test_a_plan_of_another_model_is_refused(axes):
 
 def test_a_file_that_holds_no_plan(tmp_path):
     (tmp_path / "plan.json").write_text("[]")
-    with pytest.raises(AdjoinedError, match="holds no plan"):
+    with pytest.raises(AdjoinedError, match=r"holds no plan \(\w+: .*\); give what"):
         Plan.load(tmp_path / "plan.json")
 
 

@@ -27,6 +27,7 @@ WORDS = {
     "NoneType": "null",
     "bool": "true or false",
     "dict": "key: value pairs",
+    "list": "several (1 2 3)",
 }
 
 

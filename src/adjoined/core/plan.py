@@ -95,7 +95,9 @@ class Plan:
                 f"there is no plan at {path}; give the plan.json of a run or what Plan.save wrote"
             ) from None
         except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError, IsADirectoryError) as error:
-            raise PlanError(f"{path} holds no plan ({error!r:.80}); give what Plan.save wrote") from None
+            raise PlanError(
+                f"{path} holds no plan ({type(error).__name__}: {error}); give what Plan.save wrote"
+            ) from None
 
 
 def candidates(size: int, factors: Iterable[int]) -> tuple[int, ...]:
