@@ -56,6 +56,20 @@ def test_every_way_runs(monkeypatch, tmp_path, method):
         assert row["macs"] <= 0.26 * row["large_macs"]
 
 
+def test_rows_of_another_folder_stay_if_recipe_and_base_are_the_same(tmp_path):
+    def row(method, base, small):
+        return {"method": method, "seed": 0, "share": 0.25, "scope": "full", "base": base, "small": small}
+
+    file = tmp_path / "accuracy.json"
+    there = [row("an", 75.0, 1), row("cut-kd", 75.0, 2)]
+    file.write_text(json.dumps({"rows": {"recipe": {"epochs": 3}, "rows": there}}))
+    made = [row("an", 75.0, 3)]
+    assert benchmark._with_earlier(made, file, {"epochs": 3}) == [made[0], there[1]]
+    assert benchmark._with_earlier(made, file, {"epochs": 6}) == made
+    made = [row("an", 75.5, 3)]
+    assert benchmark._with_earlier(made, file, {"epochs": 3}) == made
+
+
 def test_several_sizes_have_a_row_each(monkeypatch, tmp_path):
     config = replace(SCALES["digits"].config, base_epochs=1, epochs=1, max_steps=2, warmup_epochs=0)
     monkeypatch.setattr(sizes, "SCALES", {"digits": replace(SCALES["digits"], config=config)})

@@ -7,7 +7,8 @@ SCALE: cpu (CIFAR-10, a ViT of 1 M behind a convolutional stem; hours on a CPU) 
 scales.py, in pieces of ten minutes: until timeout 590 python -m benchmarks.accuracy gpu-vit; do :; done
 Each seed trains a base first; each method then trains for the same epochs, in a process of its own, in a
 folder under --work, and goes on where it was if the command is killed and given again. All rows so far are written to
-benchmarks/results/accuracy_SCALE.json; docs/tables.py makes the tables of docs/benchmarks.md from it.
+benchmarks/results/accuracy_SCALE.json, where those of another --work stay if the recipe and the bases are the same;
+docs/tables.py makes the tables of docs/benchmarks.md from it.
 """
 
 import argparse
@@ -28,6 +29,7 @@ import yaml
 from adjoined.errors import AdjoinedError
 from adjoined.train.checkpoint import written_aside
 from adjoined.train.config import CompressConfig, Scope
+from adjoined.train.loop import Row
 from benchmarks.accuracy.methods import METHODS, macs_of
 from benchmarks.accuracy.scales import SCALES, Scale
 from benchmarks.accuracy.start import Phase, prepare, train
@@ -162,17 +164,35 @@ def _peak() -> int:
 
 def _collect(args: argparse.Namespace, scale: Scale) -> None:
     """The rows so far in one file: among the results, or under --work where the recipe was changed."""
-    order = list(METHODS)
-    work = args.work / args.scale
-    rows = [json.loads(p.read_text()) for p in sorted(work.glob("seed-*/*/row.json"))]
-    rows.sort(key=lambda r: (-r["share"], r["scope"], order.index(r["method"]), r["seed"]))
+    folder = args.work if args.set else RESULTS
+    name = f"accuracy_{args.scale.replace('-', '_')}"
     recipe: dict[str, Any] = {
         f.name: getattr(scale.config, f.name)
         for f in fields(CompressConfig)
         if getattr(scale.config, f.name) != f.default and f.name not in ("data", "model_args")
     }
-    folder = args.work if args.set else RESULTS
-    write(f"accuracy_{args.scale.replace('-', '_')}", {"recipe": recipe, "rows": rows}, folder)
+    made = [json.loads(p.read_text()) for p in sorted((args.work / args.scale).glob("seed-*/*/row.json"))]
+    rows = _with_earlier(made, folder / f"{name}.json", recipe)
+    order = list(METHODS)
+    rows.sort(key=lambda r: (-r["share"], r["scope"], order.index(r["method"]), r["seed"]))
+    write(name, {"recipe": recipe, "rows": rows}, folder)
+
+
+def _with_earlier(made: list[Row], path: Path, recipe: dict[str, Any]) -> list[Row]:
+    """`made`, and the rows of the file that another work folder left there: by the same recipe, from the same bases."""
+    if not path.exists():
+        return made
+    found = json.loads(path.read_text())["rows"]
+    if found["recipe"] != recipe:
+        return made
+    base, known = {r["seed"]: r["base"] for r in made}, {_name(r) for r in made}
+    return made + [
+        r for r in found["rows"] if _name(r) not in known and base.get(r["seed"], r["base"]) == r["base"]
+    ]
+
+
+def _name(row: Row) -> tuple[Any, ...]:
+    return tuple(row[key] for key in ("method", "seed", "share", "scope"))
 
 
 if __name__ == "__main__":
