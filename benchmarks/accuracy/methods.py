@@ -264,9 +264,12 @@ DIALS: dict[str, Facts] = {
     "own-vectors": {"twin": {"own": "vectors"}},
     "default": TOGETHER,
     "default-auto": TOGETHER | {"order": "auto"},
+    "default-ce-1": TOGETHER | {"small_ce": 1.0},
+    "default-kl-2": TOGETHER | {"kl_weight": 2.0},
     "default-twice": TOGETHER | {"small_ce": 1.0, "kl_weight": 2.0},
     "own-all": TOGETHER | {"small_ce": 1.0, "twin": {"own": "all"}},
     "all": TOGETHER | {"twin": {"own": "vectors"}},
+    "all-twice": TOGETHER | {"small_ce": 1.0, "kl_weight": 2.0, "twin": {"own": "vectors"}},
 }
 for _name in ("all", "own-all"):
     METHODS[f"an-{_name}-unturned"] = Method(
