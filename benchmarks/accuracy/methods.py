@@ -265,6 +265,7 @@ DIALS: dict[str, Facts] = {
     "default": TOGETHER,
     "default-auto": TOGETHER | {"order": "auto"},
     "default-ce-1": TOGETHER | {"small_ce": 1.0},
+    "default-freeze": TOGETHER | {"freeze_large": 1 / 3},
     "default-kl-2": TOGETHER | {"kl_weight": 2.0},
     "default-twice": TOGETHER | {"small_ce": 1.0, "kl_weight": 2.0},
     "own-all": TOGETHER | {"small_ce": 1.0, "twin": {"own": "all"}},

@@ -11,7 +11,8 @@ COMPARED = ("an", "dan", "scratch", "scratch-kd", "tp", "tp-kd", "cut-kd", "long
 COMPARED += ("an-all-measured", "cut-kd-measured")
 # Each dial beside AN to the letter, and together.
 DIALS = "detach ramp-0 small-ce kl-2 own-norms own-vectors relations freeze half-rate".split()
-DIALS += "default default-auto default-ce-1 default-kl-2 default-twice all all-twice own-all".split()
+DIALS += "default default-auto default-freeze default-ce-1 default-kl-2 default-twice".split()
+DIALS += "all all-twice own-all".split()
 # The loss of the source, beside which the dials are measured.
 LETTER: dict[str, Any] = {"detach_large": False, "small_ce": 0.0, "ramp": 0.5}
 CIFAR10, TINY = "../shared/data/cifar10", "../shared/data/tiny-imagenet-100"
