@@ -283,7 +283,8 @@ TABLES: dict[str, Callable[[Any], list[Row]]] = {
     )
 }
 TABLES |= {
-    f"accuracy_{scale}": accuracy for scale in ("cpu", "cpu_long", "cpu_dials", "cpu_tiny", "cpu_tiny_long")
+    f"accuracy_{scale}": accuracy
+    for scale in ("cpu", "cpu_long", "cpu_dials", "cpu_tiny", "cpu_tiny_long", "cpu_tiny_half")
 }
 TABLES |= {f"sizes_{scale}": sizes for scale in ("digits",)}
 
