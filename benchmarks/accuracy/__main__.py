@@ -180,15 +180,13 @@ def _collect(args: argparse.Namespace, scale: Scale) -> None:
 
 def _with_earlier(made: list[Row], path: Path, recipe: dict[str, Any]) -> list[Row]:
     """`made`, and the rows of the file that another work folder left there: by the same recipe, from the same bases."""
-    if not path.exists():
-        return made
-    found = json.loads(path.read_text())["rows"]
-    if found["recipe"] != recipe:
-        return made
+    found = json.loads(path.read_text())["rows"] if path.exists() else {"recipe": recipe, "rows": []}
     base, known = {r["seed"]: r["base"] for r in made}, {_name(r) for r in made}
-    return made + [
-        r for r in found["rows"] if _name(r) not in known and base.get(r["seed"], r["base"]) == r["base"]
-    ]
+    others = [r for r in found["rows"] if _name(r) not in known]
+    kept = [r for r in others if found["recipe"] == recipe and base.get(r["seed"], r["base"]) == r["base"]]
+    if gone := len(others) - len(kept):
+        print(f"{path}: {gone} rows of another recipe or base are no longer there", flush=True)
+    return made + kept
 
 
 def _name(row: Row) -> tuple[Any, ...]:

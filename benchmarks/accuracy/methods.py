@@ -249,6 +249,7 @@ METHODS: dict[str, Method] = {
 }
 
 TOGETHER: Facts = {"detach_large": True, "ramp": 0.0, "small_ce": 0.5}
+TWICE: Facts = TOGETHER | {"small_ce": 1.0, "kl_weight": 2.0}
 # The dials, each alone beside AN as in the source, then together.
 DIALS: dict[str, Facts] = {
     "unordered": {"order": "none"},
@@ -267,10 +268,10 @@ DIALS: dict[str, Facts] = {
     "default-ce-1": TOGETHER | {"small_ce": 1.0},
     "default-freeze": TOGETHER | {"freeze_large": 1 / 3},
     "default-kl-2": TOGETHER | {"kl_weight": 2.0},
-    "default-twice": TOGETHER | {"small_ce": 1.0, "kl_weight": 2.0},
+    "default-twice": TWICE,
     "own-all": TOGETHER | {"small_ce": 1.0, "twin": {"own": "all"}},
     "all": TOGETHER | {"twin": {"own": "vectors"}},
-    "all-twice": TOGETHER | {"small_ce": 1.0, "kl_weight": 2.0, "twin": {"own": "vectors"}},
+    "all-twice": TWICE | {"twin": {"own": "vectors"}},
 }
 for _name in ("all", "own-all"):
     METHODS[f"an-{_name}-unturned"] = Method(
