@@ -32,9 +32,9 @@ import torch
 
 import adjoined
 from adjoined.data import input_spec
+from adjoined.models.build import build_model
 from adjoined.train.checks import check_config
 from adjoined.train.config import CompressConfig, load_config
-from adjoined.train.networks import build_model
 from adjoined.train.plans import choose_plans
 from benchmarks.common import RESULTS
 

@@ -24,12 +24,12 @@ from accelerate.state import AcceleratorState
 
 import adjoined
 from adjoined.data import input_spec, load_data
+from adjoined.models.build import build_model
 from adjoined.search import find_gates
 from adjoined.search.gates import plan_of
 from adjoined.search.knapsack import best_choices
 from adjoined.search.table import CostTable
 from adjoined.train.config import CompressConfig
-from adjoined.train.networks import build_model
 from adjoined.train.run import compress
 from benchmarks.accuracy.scales import LETTER
 from benchmarks.common import write

@@ -16,7 +16,7 @@ from jsonargparse import ArgumentParser
 import adjoined
 from adjoined.cli import COMMANDS
 from adjoined.core.plan import SCHEMA, Plan, Width
-from adjoined.store import FORMAT
+from adjoined.network.serialize import FORMAT
 
 FROZEN = Path(__file__).with_name("surface.json")
 

@@ -14,10 +14,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from adjoined.core.plan import Plan
-from adjoined.core.twin import Adjoined
 from adjoined.data import some_pictures
 from adjoined.errors import AdjoinedError
 from adjoined.losses import lambda_schedule
+from adjoined.network.twin import Adjoined
 from adjoined.train.config import Scope
 from adjoined.train.order import put_in_order, share_out
 from adjoined.train.search import SearchTask, objective_of

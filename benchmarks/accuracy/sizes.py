@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from adjoined.core.nested import Nested
+from adjoined.network.nested import Nested
 from adjoined.train.config import CompressConfig
 from adjoined.train.order import put_in_order, share_out
 from adjoined.train.tasks import TwinTask

@@ -2,14 +2,14 @@
 
 from adjoined.core.axes import Axes, Axis, find_axes
 from adjoined.core.cost import Cost
-from adjoined.core.nested import Nested
 from adjoined.core.plan import Plan
-from adjoined.core.twin import Adjoined
 from adjoined.errors import AdjoinedError
 from adjoined.export import export
 from adjoined.losses import adjoined_loss
+from adjoined.network.nested import Nested
+from adjoined.network.serialize import load, save
+from adjoined.network.twin import Adjoined
 from adjoined.search import search
-from adjoined.store import load, save
 
 __all__ = [
     "Adjoined",

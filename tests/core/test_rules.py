@@ -17,10 +17,10 @@ from torch.utils import _pytree as pytree
 import adjoined
 from adjoined.core.dims import plain
 from adjoined.core.graph import Graph, Stored
-from adjoined.core.program import shrink
+from adjoined.core.propagate import Walk, walk_graph
 from adjoined.core.rules import RULES
 from adjoined.core.slicing import make_slicer, mask
-from adjoined.core.walk import Walk, walk_graph
+from adjoined.network.program import shrink
 from core.rule_cases import CASES, Draw
 
 SUMMED = {"contracted"}

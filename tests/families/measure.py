@@ -16,12 +16,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import adjoined
 from adjoined.core.capture import call_model, normalise_example
-from adjoined.core.check import check_equal
 from adjoined.core.dims import plain
-from adjoined.core.program import build_program
+from adjoined.core.propagate import Walk, op_name, walk_graph
 from adjoined.core.rules import RULES
 from adjoined.core.slicing import permute
-from adjoined.core.walk import Walk, op_name, walk_graph
+from adjoined.network.program import build_program
+from adjoined.network.verify import check_equal
 
 __all__ = ["measure", "problems"]
 

@@ -8,11 +8,11 @@ import torch
 from adjoined import Adjoined, find_axes
 from adjoined.data import make_batches
 from adjoined.errors import AdjoinedError
+from adjoined.models.build import build_model
 from adjoined.train.checkpoint import Checkpoints
 from adjoined.train.config import CompressConfig
 from adjoined.train.devices import make_accelerator
 from adjoined.train.loop import Setting, fit
-from adjoined.train.networks import build_model
 from adjoined.train.tasks import LabelTask, Task, TwinTask
 
 from .test_loop import INPUTS, network, parameters, phase, split, without_clock

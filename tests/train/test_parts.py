@@ -10,13 +10,13 @@ from torch import nn
 
 from adjoined import Adjoined, adjoined_loss, find_axes
 from adjoined.errors import AdjoinedError
+from adjoined.models.build import build_model
 from adjoined.train.average import Average
 from adjoined.train.checkpoint import Checkpoints
 from adjoined.train.checks import check_config
 from adjoined.train.config import CompressConfig
 from adjoined.train.loop import Setting, fit
 from adjoined.train.mixing import make_change
-from adjoined.train.networks import build_model
 from adjoined.train.tasks import LabelTask, TwinTask
 
 from .test_loop import INPUTS, make_batches, network, parameters, phase, split, without_clock

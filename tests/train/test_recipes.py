@@ -8,9 +8,9 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from adjoined.cli import compress
+from adjoined.models.build import build_model
 from adjoined.train.checks import check_config
 from adjoined.train.config import CompressConfig, load_config
-from adjoined.train.networks import build_model
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 RECIPES = sorted(FOLDER.glob("*.yaml"))

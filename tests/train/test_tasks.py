@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional
 
 from adjoined import Adjoined, Nested, adjoined_loss, find_axes
-from adjoined.train.networks import build_model
+from adjoined.models.build import build_model
 from adjoined.train.tasks import LabelTask, TwinTask
 
 X, Y = torch.randn(6, 1, 16, 16, generator=torch.Generator().manual_seed(0)), torch.arange(6)

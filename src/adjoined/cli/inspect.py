@@ -80,7 +80,7 @@ def _look(
 
     from adjoined.core.axes import find_axes
     from adjoined.data import input_spec
-    from adjoined.train.networks import build_model, check_outputs
+    from adjoined.models.build import build_model, check_outputs
 
     model = build_model(name, img_size=img_size, model_args=model_args)
     inputs = input_spec(model, img_size=img_size, channels=(model_args or {}).get("in_chans"))

@@ -6,7 +6,7 @@ from typing import Any
 from torch import fx
 
 from adjoined.core.graph import Graph
-from adjoined.core.walk import hint, op_name
+from adjoined.core.propagate import hint, op_name
 
 __all__ = ["Attention", "last_attention"]
 

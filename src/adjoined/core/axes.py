@@ -13,8 +13,8 @@ from adjoined.core import cost as costs
 from adjoined.core import plan as plans
 from adjoined.core.capture import Capture, Example, capture
 from adjoined.core.dims import Atom, Dim, leaves, plain, products
+from adjoined.core.propagate import Binding, Dims, Pin, Walk, op_name, source_line, walk_graph
 from adjoined.core.rules import RULES
-from adjoined.core.walk import Binding, Dims, Pin, Walk, op_name, source_line, walk_graph
 from adjoined.errors import AdjoinedError, did_you_mean
 
 __all__ = ["ROLES", "Axes", "Axis", "axes_of", "find_axes"]

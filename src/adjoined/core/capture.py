@@ -1,6 +1,6 @@
 """Model + example → the graphs of its ATen operators, in eval and in train mode.
 
-They are recorded (`adjoined.core.record`), or captured by `torch.export` where a recording refuses: the same graphs,
+They are recorded (`adjoined.core.tracer.record`), or captured by `torch.export` where a recording refuses: the same graphs,
 at many times the cost.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from adjoined.core.graph import Graph, Stored
-from adjoined.core.symbolic import record_graph
+from adjoined.core.tracer.symbolic import record_graph
 from adjoined.errors import CaptureError
 
 __all__ = [

@@ -10,8 +10,8 @@ from pathlib import Path
 import pyarrow as pa
 from filelock import FileLock
 
+from adjoined.cache_dir import FOLDER, cache_folder
 from adjoined.errors import DataError
-from adjoined.places import FOLDER, cache_folder
 
 __all__ = ["FOLDER", "LIMIT", "fetched", "key_of", "limit_bytes"]
 

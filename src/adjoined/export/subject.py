@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from adjoined.core.capture import Example, normalise_example
-from adjoined.core.program import Network
 from adjoined.errors import AdjoinedError
+from adjoined.network.program import Network
 
 __all__ = ["Architecture", "Options", "Subject", "flat", "make_subject"]
 

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from adjoined.core.plan import Plan
-from adjoined.core.program import Network
 from adjoined.errors import AdjoinedError
 from adjoined.export.runner import Runner
 from adjoined.export.subject import Architecture, Subject, flat
+from adjoined.network.program import Network
 
 __all__ = ["open_timm", "timm_arguments", "write_timm"]
 

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from adjoined.core.capture import Example
-from adjoined.core.program import Network
 from adjoined.errors import AdjoinedError, did_you_mean
 from adjoined.export.executorch import open_executorch, write_executorch
 from adjoined.export.litert import open_litert, write_litert
@@ -26,7 +25,8 @@ from adjoined.export.runner import Runner, time_in_turns
 from adjoined.export.subject import Subject, make_subject
 from adjoined.export.timm import open_timm, write_timm
 from adjoined.files import read_mapping
-from adjoined.store import load, save
+from adjoined.network.program import Network
+from adjoined.network.serialize import load, save
 
 __all__ = ["FORMATS", "Exported", "Format", "export", "missing_extra", "write_format"]
 

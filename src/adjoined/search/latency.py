@@ -21,14 +21,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from adjoined.cache_dir import cache_folder
 from adjoined.core.axes import Axes
 from adjoined.core.capture import Example, normalise_example
 from adjoined.core.plan import Plan
-from adjoined.core.twin import Adjoined
 from adjoined.errors import AdjoinedError
 from adjoined.export.backends import check_backend, open_backend
 from adjoined.export.runner import in_turns
-from adjoined.places import cache_folder
+from adjoined.network.twin import Adjoined
 from adjoined.search.gates import Gate, plan_of
 from adjoined.search.table import CostTable
 

@@ -20,8 +20,8 @@ from adjoined.core.axes import Axes
 from adjoined.core.dims import Atom
 from adjoined.core.plan import Plan
 from adjoined.core.slicing import scale
-from adjoined.core.twin import Adjoined
 from adjoined.errors import AdjoinedError, did_you_mean
+from adjoined.network.twin import Adjoined
 from adjoined.search.gates import Gate, check_same
 
 __all__ = ["NOISES", "SearchNetwork"]

@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 
 import yaml
 
-from adjoined.core.nested import Draw
-from adjoined.core.twin import Own
 from adjoined.errors import AdjoinedError, did_you_mean
 from adjoined.losses import lambda_schedule
+from adjoined.network.nested import Draw
+from adjoined.network.twin import Own
 from adjoined.train.checkpoint import written_aside
 
 __all__ = ["FREE_ON_RESUME", "SEARCH_FLAGS", "CompressConfig", "load_config", "save_config"]

@@ -11,9 +11,9 @@ import torch
 
 from adjoined.core.axes import Axes
 from adjoined.core.plan import Plan
-from adjoined.core.twin import Adjoined
 from adjoined.data import ImageData
-from adjoined.store import load, save
+from adjoined.network.serialize import load, save
+from adjoined.network.twin import Adjoined
 from adjoined.train.checkpoint import written_aside
 from adjoined.train.evaluate import judge
 from adjoined.train.phase import Setting

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adjoined.core.program import Network
 from adjoined.data import ImageData, InputSpec, load_data
 from adjoined.errors import AdjoinedError
 from adjoined.files import read_mapping
-from adjoined.store import load
+from adjoined.models.build import build_model
+from adjoined.network.program import Network
+from adjoined.network.serialize import load
 from adjoined.train.config import CompressConfig, load_config
-from adjoined.train.networks import build_model
 
 __all__ = ["Finished", "finished_run"]
 

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from adjoined.core.axes import find_axes
-from adjoined.core.twin import Adjoined
 from adjoined.data import some_pictures
 from adjoined.errors import AdjoinedError
 from adjoined.export.backends import installed_backends
@@ -19,6 +18,7 @@ from adjoined.export.card import model_card
 from adjoined.export.subject import Architecture, Options
 from adjoined.export.write import Exported, export
 from adjoined.files import read_mapping
+from adjoined.network.twin import Adjoined
 from adjoined.search.latency import processor_name
 from adjoined.train.checkpoint import written_aside
 from adjoined.train.finished import Finished, finished_run

@@ -9,19 +9,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from adjoined.allocation import allocate
 from adjoined.core.axes import Axes
 from adjoined.core.plan import Plan, limit_of
-from adjoined.core.twin import Adjoined
 from adjoined.data import some_pictures
-from adjoined.importance import (
+from adjoined.network.twin import Adjoined
+from adjoined.preparation.allocation import allocate
+from adjoined.preparation.importance import (
     activation_scores,
     default_scores,
     magnitude_scores,
     order_axes,
     taylor_scores,
 )
-from adjoined.rotation import rotate_streams
+from adjoined.preparation.rotation import rotate_streams
 from adjoined.train.devices import from_first
 from adjoined.train.evaluate import judge
 from adjoined.train.phase import Setting

@@ -25,12 +25,13 @@ from rich.console import Console
 from torch import nn
 
 from adjoined.core.axes import Axes, find_axes
-from adjoined.core.nested import Nested
 from adjoined.core.plan import Plan, limit_of
-from adjoined.core.twin import Adjoined
 from adjoined.data import Batches, ImageData, InputSpec, input_spec, load_data, make_batches
 from adjoined.errors import AdjoinedError, DataError
 from adjoined.files import read_mapping
+from adjoined.models.build import build_model, check_outputs, default_lr
+from adjoined.network.nested import Nested
+from adjoined.network.twin import Adjoined
 from adjoined.train.checkpoint import Checkpoints
 from adjoined.train.checks import check_config
 from adjoined.train.config import CompressConfig, save_config
@@ -40,7 +41,6 @@ from adjoined.train.finish import finish
 from adjoined.train.finished import finished_run
 from adjoined.train.folder import append_metrics, held, open_folder, rewrite_metrics
 from adjoined.train.loop import Phase, Row, Setting, fit
-from adjoined.train.networks import build_model, check_outputs, default_lr
 from adjoined.train.order import put_in_order, share_out
 from adjoined.train.plans import SMALL, choose_plans, size_names, write_plans
 from adjoined.train.search import objective_of, run_search, search_facts, subset

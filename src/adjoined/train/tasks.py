@@ -8,9 +8,9 @@ from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 from torch.nn import functional
 
-from adjoined.core.nested import Nested
-from adjoined.core.twin import Adjoined
 from adjoined.losses import adjoined_loss, relation_loss
+from adjoined.network.nested import Nested
+from adjoined.network.twin import Adjoined
 
 __all__ = ["LabelTask", "Network", "Task", "TwinTask", "layered"]
 

@@ -4,8 +4,8 @@ A rule reads a `Call` and returns the dimensions of the output, a tuple (of a li
 cannot follow it pins, or raises `Mismatch`/`NotImplementedError`: then all axes that touch the call are pinned.
 """
 
+from adjoined.core.propagate import Rule
 from adjoined.core.rules import contract, create, normalise, pointwise, spatial, view
-from adjoined.core.walk import Rule
 
 __all__ = ["RULES"]
 

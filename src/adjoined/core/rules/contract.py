@@ -3,7 +3,7 @@
 from torch.fx import Node
 
 from adjoined.core.dims import Dim, fresh, leaves, regroup, size
-from adjoined.core.walk import Call, Dims, Rule
+from adjoined.core.propagate import Call, Dims, Rule
 
 
 def linear(call: Call) -> Dims:

@@ -4,7 +4,7 @@ import torch
 from torch.fx import Node
 
 from adjoined.core.dims import Dim, fresh
-from adjoined.core.walk import Call, Dims, Rule, hint
+from adjoined.core.propagate import Call, Dims, Rule, hint
 
 
 def filled(call: Call) -> Dims:

@@ -1,7 +1,7 @@
 """Operators that reduce: normalisations, softmax, means and norms."""
 
 from adjoined.core.dims import Dim, regroup, size
-from adjoined.core.walk import Call, Dims, Rule
+from adjoined.core.propagate import Call, Dims, Rule
 
 
 def layer_norm(call: Call) -> Dims:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch.fx import Node
 
 from adjoined.core.dims import Dim, fresh
-from adjoined.core.walk import Call, Dims, Rule, op_name
+from adjoined.core.propagate import Call, Dims, Rule, op_name
 
 UNARY = """
     abs alias bitwise_not ceil celu clamp clamp_max clamp_min clone contiguous cos deg2rad detach dropout elu erf exp

@@ -1,7 +1,7 @@
 """Pooling, resizing, padding, unfolding: positions change, widths are carried."""
 
 from adjoined.core.dims import regroup, size
-from adjoined.core.walk import Call, Dims, Rule
+from adjoined.core.propagate import Call, Dims, Rule
 
 
 def _rank(call: Call) -> int:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from adjoined.core.dims import Dim, Mismatch, concat, fresh, leaves, regroup, size, split_parts
-from adjoined.core.walk import Call, Dims, Rule, hint
+from adjoined.core.propagate import Call, Dims, Rule, hint
 
 
 def reshape(call: Call) -> Dims:

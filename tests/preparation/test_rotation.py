@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 import adjoined
-from adjoined import rotation as module
-from adjoined.core.turn_rules import find_turn
-from adjoined.importance import magnitude_scores, order_axes
-from adjoined.rotation import rotate_streams, rotation
+from adjoined.core.rotation.rules import find_turn
+from adjoined.preparation import rotation as module
+from adjoined.preparation.importance import magnitude_scores, order_axes
+from adjoined.preparation.rotation import rotate_streams, rotation
 from zoo import specimen
 
 # Specimen → streams that can be turned; the others are normalised in a way that forbids it.

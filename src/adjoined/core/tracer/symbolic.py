@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from adjoined.core.graph import Graph, Stored
-from adjoined.core.record import Ref, Refused, Step, Trace, record
+from adjoined.core.tracer.record import Ref, Refused, Step, Trace, record
 
 __all__ = ["record_graph"]
 

@@ -12,8 +12,8 @@ from torch import fx
 
 from adjoined.core.axes import Axes
 from adjoined.core.dims import Atom, plain
-from adjoined.core.turns import Flow, Forbidden, Search, Turn, shape, where
-from adjoined.core.walk import hint, op_name
+from adjoined.core.propagate import hint, op_name
+from adjoined.core.rotation.search import Flow, Forbidden, Search, Turn, shape, where
 
 __all__ = ["find_turn"]
 

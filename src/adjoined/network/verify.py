@@ -11,12 +11,12 @@ from torch.utils import _pytree as pytree
 from adjoined.core.axes import Axes
 from adjoined.core.capture import in_eval
 from adjoined.core.dims import Atom
-from adjoined.core.functional import call_with
 from adjoined.core.plan import Plan
-from adjoined.core.program import Program, build_program
+from adjoined.core.propagate import Dims
 from adjoined.core.slicing import make_slicer, mask, permute
-from adjoined.core.walk import Dims
 from adjoined.errors import CheckError
+from adjoined.network.functional import call_with
+from adjoined.network.program import Program, build_program
 
 __all__ = ["check_equal", "masked_tensors", "self_check_error"]
 

@@ -9,14 +9,14 @@ from torch import Tensor, fx, nn
 from adjoined.core.attention import Attention, last_attention
 from adjoined.core.axes import Axes, axes_of
 from adjoined.core.capture import Example
-from adjoined.core.check import check_equal
 from adjoined.core.dims import size
 from adjoined.core.graph import Graph
 from adjoined.core.plan import Plan
-from adjoined.core.program import Network, Program, build_program
+from adjoined.core.propagate import op_name
 from adjoined.core.slicing import Slicer, make_slicer
-from adjoined.core.walk import op_name
 from adjoined.errors import AdjoinedError, PlanError
+from adjoined.network.program import Network, Program, build_program
+from adjoined.network.verify import check_equal
 
 __all__ = ["Adjoined", "Own", "changed_buffers"]
 

@@ -14,10 +14,10 @@ from torch import Tensor, fx, nn
 
 from adjoined.core.axes import Axes, Axis
 from adjoined.core.capture import Example, call_model, flush, in_eval, normalise_example
-from adjoined.core.program import build_program
+from adjoined.core.propagate import op_name
 from adjoined.core.slicing import entry_numbers, entry_sums, permute
-from adjoined.core.walk import op_name
 from adjoined.errors import AdjoinedError
+from adjoined.network.program import build_program
 
 __all__ = [
     "ORDERED",

@@ -9,8 +9,8 @@ from torch import nn
 from adjoined.core.axes import Axes, axes_of
 from adjoined.core.capture import Example
 from adjoined.core.plan import Plan
-from adjoined.core.twin import Adjoined
 from adjoined.errors import AdjoinedError
+from adjoined.network.twin import Adjoined
 
 __all__ = ["Draw", "Nested"]
 

@@ -20,9 +20,9 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from adjoined.core.plan import Plan
-from adjoined.core.program import Network, Program, Signature
 from adjoined.errors import AdjoinedError
 from adjoined.files import parsed, read_mapping
+from adjoined.network.program import Network, Program, Signature
 
 __all__ = ["FORMAT", "load", "save"]
 

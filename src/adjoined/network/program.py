@@ -13,8 +13,8 @@ from torch.utils import _pytree as pytree
 from adjoined.core.axes import Axes
 from adjoined.core.graph import Graph
 from adjoined.core.plan import Plan
+from adjoined.core.propagate import Binding, op_name
 from adjoined.core.slicing import Kept, is_cut, kept_size
-from adjoined.core.walk import Binding, op_name
 from adjoined.errors import AdjoinedError
 
 __all__ = ["Network", "Program", "Signature", "build_program", "shrink"]

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from adjoined.core.axes import Axes
 from adjoined.core.capture import Example, call_model, in_eval, normalise_example
 from adjoined.core.plan import SCOPES, Plan, limit_of
-from adjoined.core.twin import Adjoined
 from adjoined.errors import AdjoinedError, PlanError
 from adjoined.losses import kl_divergence
+from adjoined.network.twin import Adjoined
 
 __all__ = ["allocate"]
 

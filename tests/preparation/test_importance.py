@@ -11,7 +11,7 @@ from torch import nn
 import adjoined
 from adjoined.core.capture import call_model
 from adjoined.errors import AdjoinedError
-from adjoined.importance import (
+from adjoined.preparation.importance import (
     ORDERED,
     activation_scores,
     default_scores,

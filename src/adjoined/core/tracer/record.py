@@ -2,7 +2,7 @@
 
 `torch.export` spends most of its time on fake tensors and symbolic sizes. A run on meta tensors costs a tenth of it and
 shows the same operators, above autograd and before any is decomposed. What a size owes to the batch is found by two
-runs with different batches (`adjoined.core.symbolic`). What a run cannot vouch for raises `Refused`: a tensor of
+runs with different batches (`adjoined.core.tracer.symbolic`). What a run cannot vouch for raises `Refused`: a tensor of
 unknown origin, a branch on values, autocast, a function with a gradient of its own.
 """
 

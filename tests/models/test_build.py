@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from adjoined.errors import AdjoinedError
-from adjoined.train.networks import build_model, check_outputs, load_weights
+from adjoined.models.build import build_model, check_outputs, load_weights
 
 TINY = {"embed_dim": 16, "depth": 1, "num_heads": 2}
 

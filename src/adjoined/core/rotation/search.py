@@ -14,7 +14,7 @@ from torch import fx
 
 from adjoined.core.axes import Axes
 from adjoined.core.dims import Atom, plain
-from adjoined.core.walk import hint, source_line
+from adjoined.core.propagate import hint, source_line
 
 __all__ = ["Flow", "Forbidden", "Norm", "Search", "Turn", "shape", "where"]
 

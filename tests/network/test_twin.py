@@ -8,8 +8,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 import adjoined
-from adjoined.core import check
 from adjoined.core.rules import RULES
+from adjoined.network import verify
 from zoo import specimen
 
 
@@ -142,13 +142,13 @@ def test_the_check_sees_through_zero_initialised_layers():
             parameter.zero_()
     axes = adjoined.find_axes(model, vit.example)
     plan = axes.plan(alpha=2)
-    tensors = check._moved(model)
+    tensors = verify._moved(model)
     kept = axes.kept(plan)
-    assert check.self_check_error(model, axes, kept, tensors) < 1e-9
+    assert verify.self_check_error(model, axes, kept, tensors) < 1e-9
     with torch.no_grad():
         model.eval()
         whole = torch.func.functional_call(model, tensors, (vit.example,))
-        cut = torch.func.functional_call(model, check.masked_tensors(axes, kept, tensors), (vit.example,))
+        cut = torch.func.functional_call(model, verify.masked_tensors(axes, kept, tensors), (vit.example,))
     assert not torch.allclose(whole, cut)
 
 
@@ -178,7 +178,7 @@ def test_a_full_disk_leaves_the_saved_network_whole(mixer, tmp_path, monkeypatch
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("adjoined.store.save_file", full)
+    monkeypatch.setattr("adjoined.network.serialize.save_file", full)
     with pytest.raises(OSError, match="No space left"):
         adjoined.save(twin.small(), tmp_path)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before

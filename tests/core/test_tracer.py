@@ -11,10 +11,10 @@ import adjoined
 from adjoined.core import capture as capturing
 from adjoined.core.capture import capture
 from adjoined.core.graph import Graph
-from adjoined.core.program import build_program
-from adjoined.core.record import Refused
-from adjoined.core.symbolic import record_graph
-from adjoined.core.walk import hint, source_line
+from adjoined.core.propagate import hint, source_line
+from adjoined.core.tracer.record import Refused
+from adjoined.core.tracer.symbolic import record_graph
+from adjoined.network.program import build_program
 from zoo import ZOO
 
 PRIME = 61

@@ -19,9 +19,9 @@ from torch.utils import _pytree as pytree
 from adjoined.core.axes import Axes, Axis
 from adjoined.core.capture import Example, call_model, in_eval, normalise_example
 from adjoined.core.plan import Plan
-from adjoined.core.program import build_program
-from adjoined.core.turn_rules import find_turn
-from adjoined.core.turns import Turn
+from adjoined.core.rotation.rules import find_turn
+from adjoined.core.rotation.search import Turn
+from adjoined.network.program import build_program
 
 __all__ = ["rotate_streams", "rotation"]
 

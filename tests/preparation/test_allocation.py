@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 import adjoined
-from adjoined import allocation as module
-from adjoined.allocation import allocate
 from adjoined.core.plan import SCOPES
 from adjoined.errors import AdjoinedError, PlanError
 from adjoined.losses import kl_divergence
+from adjoined.preparation import allocation as module
+from adjoined.preparation.allocation import allocate
 from zoo import specimen
 
 

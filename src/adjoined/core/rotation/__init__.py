@@ -1,0 +1,1 @@
+"""Whether a residual stream can be rotated, and what the rotation does to each tensor."""
