@@ -89,8 +89,9 @@ def violations(tree: ast.AST, path: Path) -> list[str]:
 
 
 def long_functions(tree: ast.AST) -> list[str]:
+    """Functions over the limit; a signature counts as one line, so that explicit parameters cost nothing."""
     functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
-    lengths = {f: (f.end_lineno or f.lineno) - f.lineno + 1 for f in functions}
+    lengths = {f: (f.end_lineno or f.lineno) - f.body[0].lineno + 2 for f in functions}
     return [f"{f.name}, line {f.lineno}: {n} lines" for f, n in lengths.items() if n > MAX_FUNCTION]
 
 

@@ -1,6 +1,7 @@
 """The losses against a float64 reference in NumPy, their gradients, and what they refuse."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from adjoined.errors import AdjoinedError
-from adjoined.losses import adjoined_loss, dan_loss, kl_divergence, lambda_schedule
+from adjoined.losses import LossOptions, adjoined_loss, dan_loss, kl_divergence, lambda_schedule, loss_options
 
 B, C = 5, 7
+thesis_loss = partial(adjoined_loss, loss="thesis")
 
 
 def log_softmax(z):
@@ -56,7 +58,7 @@ def tensors(*arrays):
 def test_equals_the_reference(shape, soft, options):
     large, small, hard, probabilities = sample(shape=shape)
     target = probabilities if soft else hard
-    parts = adjoined_loss(*tensors(large, small, target), 0.3, **options)
+    parts = thesis_loss(*tensors(large, small, target), 0.3, **options)
     expected = reference(
         large,
         small,
@@ -87,7 +89,7 @@ def test_a_ramp_of_another_length(t, ramp, lam):
 
 def test_any_callable_replaces_lambda():
     large, small, target, _ = sample()
-    parts = adjoined_loss(*tensors(large, small, target), 0.2, schedule=lambda t: 10 * t)
+    parts = thesis_loss(*tensors(large, small, target), 0.2, schedule=lambda t: 10 * t)
     assert parts["lam"].item() == pytest.approx(2.0)
     assert parts["loss"].item() == pytest.approx(reference(large, small, target, 2.0)["loss"], rel=1e-12)
 
@@ -99,15 +101,15 @@ logits = hnp.arrays(np.float64, (3, 4), elements=st.floats(-30, 30))
 @given(logits, logits, st.lists(st.integers(0, 3), min_size=3, max_size=3), st.floats(0, 1))
 def test_properties(large, small, target, t):
     target = np.array(target)
-    parts = {k: v.item() for k, v in adjoined_loss(*tensors(large, small, target), t).items()}
+    parts = {k: v.item() for k, v in thesis_loss(*tensors(large, small, target), t).items()}
     assert parts["kl"] >= -1e-12, "Gibbs' inequality"
     assert parts["loss"] == pytest.approx(
         reference(large, small, target, min(4 * t * t, 1))["loss"], abs=1e-9
     )
-    shifted = adjoined_loss(*tensors(large + 5.0, small - 3.0, target), t)
+    shifted = thesis_loss(*tensors(large + 5.0, small - 3.0, target), t)
     assert shifted["loss"].item() == pytest.approx(parts["loss"], abs=1e-9), "softmax is shift invariant"
-    assert adjoined_loss(*tensors(large, large, target), t)["kl"].item() == 0.0
-    one_hot = adjoined_loss(*tensors(large, small, np.eye(4)[target]), t)
+    assert thesis_loss(*tensors(large, large, target), t)["kl"].item() == 0.0
+    one_hot = thesis_loss(*tensors(large, small, np.eye(4)[target]), t)
     assert one_hot["loss"].item() == pytest.approx(parts["loss"], abs=1e-9)
 
 
@@ -119,7 +121,7 @@ def test_properties(large, small, target, t):
 def test_extreme_logits_stay_finite_and_exact(large, small):
     x, y, target = *tensors(large, small), torch.tensor([0, 1, 3])
     x.requires_grad_(), y.requires_grad_()
-    parts = adjoined_loss(x, y, target, 1.0, small_ce=1.0)
+    parts = thesis_loss(x, y, target, 1.0, small_ce=1.0)
     parts["loss"].backward()
     assert x.grad is not None
     assert y.grad is not None
@@ -139,7 +141,7 @@ def test_gradients(soft):
     target = probabilities if soft else hard
 
     def loss(p, q):
-        return adjoined_loss(p, q, target, 0.4, small_ce=0.3, kl_weight=0.7, label_smoothing=0.1)["loss"]
+        return thesis_loss(p, q, target, 0.4, small_ce=0.3, kl_weight=0.7, label_smoothing=0.1)["loss"]
 
     assert torch.autograd.gradcheck(loss, inputs)
 
@@ -148,7 +150,7 @@ def test_gradient_reaches_the_large_network_unless_detached():
     large, small, target, _ = tensors(*sample())
     large.requires_grad_(), small.requires_grad_()
     through, stopped = (
-        torch.autograd.grad(adjoined_loss(large, small, target, 1.0, detach_large=d)["loss"], (large, small))
+        torch.autograd.grad(thesis_loss(large, small, target, 1.0, detach_large=d)["loss"], (large, small))
         for d in (False, True)
     )
     ce_alone = (torch.softmax(large, -1) - torch.nn.functional.one_hot(target, C)) / B
@@ -163,10 +165,10 @@ def test_gradient_reaches_the_large_network_unless_detached():
 def test_half_precision_is_summed_in_float32(dtype):
     large, small, target, _ = tensors(*sample())
     large, small = large.to(dtype), small.to(dtype)
-    parts = adjoined_loss(large, small, target, 1.0)
+    parts = thesis_loss(large, small, target, 1.0)
     assert parts["loss"].dtype == torch.float32
-    assert torch.equal(parts["loss"], adjoined_loss(large.float(), small.float(), target, 1.0)["loss"])
-    soft = adjoined_loss(large, small, torch.full((B, C), 1 / C, dtype=torch.float64), 1.0)
+    assert torch.equal(parts["loss"], thesis_loss(large.float(), small.float(), target, 1.0)["loss"])
+    soft = thesis_loss(large, small, torch.full((B, C), 1 / C, dtype=torch.float64), 1.0)
     assert soft["loss"].dtype == torch.float32
 
 
@@ -174,8 +176,8 @@ def test_half_precision_is_summed_in_float32(dtype):
 def test_dan_adds_the_cost(t):
     large, small, target, _ = tensors(*sample())
     cost = torch.tensor(0.6, dtype=torch.float64, requires_grad=True)
-    an = adjoined_loss(large, small, target, t, kl_weight=0.5)
-    dan = dan_loss(large, small, target, t, cost, 0.2, kl_weight=0.5)
+    an = thesis_loss(large, small, target, t, kl_weight=0.5)
+    dan = dan_loss(large, small, target, t, cost, 0.2, loss=loss_options("thesis", kl_weight=0.5))
     lam = min(4 * t * t, 1)
     assert set(dan) == {"loss", "ce", "kl", "lam", "cost"}
     assert dan["loss"].item() == pytest.approx(an["loss"].item() + lam * 0.2 * 0.6)
@@ -190,26 +192,26 @@ LARGE, SMALL, TARGET = torch.zeros(B, C), torch.zeros(B, C), torch.zeros(B, dtyp
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: adjoined_loss(LARGE, SMALL[:, :3], TARGET, 0), r"\(5, 7\) and small logits \(5, 3\)"),
+        (lambda: thesis_loss(LARGE, SMALL[:, :3], TARGET, 0), r"\(5, 7\) and small logits \(5, 3\)"),
         (
-            lambda: adjoined_loss(LARGE, SMALL, TARGET[:2], 0),
+            lambda: thesis_loss(LARGE, SMALL, TARGET[:2], 0),
             r"class numbers must have shape \(5,\).*got \(2,\)",
         ),
-        (lambda: adjoined_loss(LARGE, SMALL, LARGE[:, :2], 0), r"probabilities must have shape \(5, 7\)"),
-        (lambda: adjoined_loss(LARGE, SMALL, LARGE.long(), 0), "one-hot labels floating point"),
-        (lambda: adjoined_loss(LARGE, SMALL, TARGET + C, 0), "class 7, but the logits have classes 0 to 6"),
-        (lambda: adjoined_loss(LARGE, SMALL, TARGET - 1, 0), "class -1"),
-        (lambda: adjoined_loss(LARGE, SMALL, TARGET.bool(), 0), r"got torch\.bool"),
-        (lambda: adjoined_loss(LARGE.long(), SMALL, TARGET, 0), "floating point"),
-        (lambda: adjoined_loss(LARGE[:0], SMALL[:0], TARGET[:0], 0), r"hold something, got \(0, 7\)"),
-        (lambda: adjoined_loss(LARGE, SMALL, TARGET, 1.01), r"progress must be in \[0, 1\], got 1.01"),
-        (lambda: adjoined_loss(LARGE, SMALL, TARGET, -0.1), "progress"),
-        (lambda: adjoined_loss(LARGE, SMALL, TARGET, math.nan), "progress"),
-        (lambda: adjoined_loss(LARGE, SMALL, TARGET, 0, label_smoothing=2), "label_smoothing"),
-        (lambda: adjoined_loss(LARGE, SMALL, TARGET, 0, small_ce=-1), "small_ce must be a finite number"),
-        (lambda: adjoined_loss(LARGE, SMALL, TARGET, 0, kl_weight=math.inf), "kl_weight"),
+        (lambda: thesis_loss(LARGE, SMALL, LARGE[:, :2], 0), r"probabilities must have shape \(5, 7\)"),
+        (lambda: thesis_loss(LARGE, SMALL, LARGE.long(), 0), "one-hot labels floating point"),
+        (lambda: thesis_loss(LARGE, SMALL, TARGET + C, 0), "class 7, but the logits have classes 0 to 6"),
+        (lambda: thesis_loss(LARGE, SMALL, TARGET - 1, 0), "class -1"),
+        (lambda: thesis_loss(LARGE, SMALL, TARGET.bool(), 0), r"got torch\.bool"),
+        (lambda: thesis_loss(LARGE.long(), SMALL, TARGET, 0), "floating point"),
+        (lambda: thesis_loss(LARGE[:0], SMALL[:0], TARGET[:0], 0), r"hold something, got \(0, 7\)"),
+        (lambda: thesis_loss(LARGE, SMALL, TARGET, 1.01), r"progress must be in \[0, 1\], got 1.01"),
+        (lambda: thesis_loss(LARGE, SMALL, TARGET, -0.1), "progress"),
+        (lambda: thesis_loss(LARGE, SMALL, TARGET, math.nan), "progress"),
+        (lambda: thesis_loss(LARGE, SMALL, TARGET, 0, label_smoothing=2), "label_smoothing"),
+        (lambda: thesis_loss(LARGE, SMALL, TARGET, 0, small_ce=-1), "small_ce must be a finite number"),
+        (lambda: thesis_loss(LARGE, SMALL, TARGET, 0, kl_weight=math.inf), "kl_weight"),
         (
-            lambda: adjoined_loss(LARGE, SMALL, TARGET, 0, schedule=lambda t: math.nan),
+            lambda: thesis_loss(LARGE, SMALL, TARGET, 0, schedule=lambda t: math.nan),
             r"schedule\(0\) is nan",
         ),
         (lambda: dan_loss(LARGE, SMALL, TARGET, 0, torch.zeros(3), 1.0), r"one number, got shape \(3,\)"),
@@ -226,3 +228,47 @@ def test_kl_divergence_is_that_of_the_two_distributions():
     torch.testing.assert_close(kl_divergence(p.log(), q.log()), (p * (p / q).log()).sum(1).mean())
     with pytest.raises(AdjoinedError, match="must have one shape"):
         kl_divergence(p, q[:, :1])
+
+
+def test_the_default_is_what_the_command_line_trains_with():
+    large, small, target, _ = tensors(*sample())
+    plain = adjoined_loss(large, small, target, 0.1)
+    spelled = thesis_loss(large, small, target, 0.1, detach_large=True, small_ce=0.5, ramp=0.0)
+    assert plain.keys() == spelled.keys()
+    for name in plain:
+        assert torch.equal(plain[name], spelled[name])
+    own = adjoined_loss(large, small, target, 0.1, loss=LossOptions(small_ce=0.25))
+    assert own["loss"] == adjoined_loss(large, small, target, 0.1, small_ce=0.25)["loss"]
+
+
+def test_an_unknown_loss_names_the_known_ones():
+    with pytest.raises(AdjoinedError, match=r"'thesi' is unknown.*did you mean thesis"):
+        adjoined_loss(LARGE, SMALL, TARGET, 0, loss="thesi")
+
+
+def test_padding_counts_in_no_term():
+    large, small, target, _ = sample(shape=(3, 4))
+    target[0, 2:] = target[2, 1:] = -100
+    kept = target != -100
+    parts = adjoined_loss(*tensors(large, small, target), 0.2)
+    expected = reference(large[kept], small[kept], target[kept], 1.0, small_ce=0.5)
+    for name in ("loss", "ce", "kl", "small_ce"):
+        assert parts[name].item() == pytest.approx(expected[name], rel=1e-12), name
+    nothing = adjoined_loss(*tensors(large, small, np.full_like(target, -100)), 0.2)
+    assert nothing["loss"] == 0
+
+
+def test_an_impossible_class_costs_nothing_and_has_a_gradient():
+    large, small, target, soft = tensors(*sample())
+    for logits in (large, small):
+        logits[:, 6] = -math.inf
+        logits.requires_grad_()
+    soft[:, 6] = 0
+    cut = [x[:, :6].detach() for x in (large, small)]
+    for labels, without in ((target % 6, target % 6), (soft, soft[:, :6])):
+        parts = adjoined_loss(large, small, labels, 1.0)
+        assert parts["loss"].item() == pytest.approx(
+            adjoined_loss(*cut, without, 1.0)["loss"].item(), rel=1e-12
+        )
+        for gradient in torch.autograd.grad(parts["loss"], (large, small)):
+            assert torch.isfinite(gradient).all()

@@ -11,6 +11,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from jsonargparse import ArgumentParser
 
 import adjoined
@@ -61,6 +62,25 @@ def _flags(command: str) -> list[str]:
 
 def test_the_public_surface_is_as_frozen():
     assert surface() == json.loads(FROZEN.read_text(encoding="utf-8"))
+
+
+PUBLIC = [
+    *(getattr(adjoined, name) for name in adjoined.__all__),
+    adjoined.Axes.plan,
+    adjoined.Axes.cost,
+    adjoined.Axes.__getitem__,
+]
+
+
+@pytest.mark.parametrize("thing", PUBLIC, ids=lambda thing: thing.__qualname__)
+def test_signatures_are_explicit(thing):
+    """An editor completes every parameter, and a typo is an error at once."""
+    signature = inspect.signature(thing)
+    assert [p for p in signature.parameters.values() if p.kind is inspect.Parameter.VAR_KEYWORD] == []
+    if not inspect.isclass(thing) or "__init__" in vars(thing):
+        assert [
+            p for p in signature.parameters.values() if p.annotation in (Any, p.empty) and p.name != "self"
+        ] == []
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from adjoined.core.plan import Plan
 from adjoined.data import some_pictures
 from adjoined.errors import AdjoinedError
-from adjoined.losses import lambda_schedule
+from adjoined.losses import LossOptions
 from adjoined.network.twin import Adjoined
 from adjoined.train.config import Scope
 from adjoined.train.order import put_in_order, share_out
@@ -100,11 +100,10 @@ def adjoined(
 ) -> Made:
     """AN-ViT from the ordered base; `loss`: options of the adjoined loss, `twin`: of the twin."""
     model, plan, facts = _ordered(start, plan, order, rotate, measured)
-    options = start.setting.config.loss_options | loss
-    if "ramp" in options:
-        options["schedule"] = partial(lambda_schedule, ramp=options.pop("ramp"))
-    wanted = {"relations": "relations" in options} | (twin or {})
-    return TwinTask(Adjoined(model, plan, axes=start.axes, **wanted), **options), facts
+    terms = {f.name: loss.pop(f.name) for f in fields(LossOptions) if f.name in loss}
+    wanted = {"relations": "relations" in loss} | (twin or {})
+    options = replace(start.setting.config.loss_options, **terms)
+    return TwinTask(Adjoined(model, plan, axes=start.axes, **wanted), loss=options, **loss), facts
 
 
 def searched(start: Start, plan: Plan, *, twin: Facts | None = None, **loss: Any) -> Made:

@@ -60,7 +60,7 @@ class Seeing(TwinTask):
     def forward(self, x, target, progress):
         large, small = self.twin(x)
         self.seen.append((x, target, large.detach(), small.detach(), progress))
-        return adjoined_loss(large, small, target, progress, **self.options)
+        return adjoined_loss(large, small, target, progress, loss=self.loss)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from torch import nn
 from torch.nn import functional
 
 from adjoined import Adjoined, Nested, adjoined_loss, find_axes
+from adjoined.losses import LOSSES, LossOptions
 from adjoined.models.build import build_model
 from adjoined.train.tasks import LabelTask, TwinTask
 
@@ -26,10 +27,10 @@ def test_the_label_task_is_cross_entropy():
     assert torch.equal(parts["ce"], functional.cross_entropy(model(X), Y, label_smoothing=0.1))
 
 
-@pytest.mark.parametrize("options", [{}, {"small_ce": 0.5, "kl_weight": 2.0, "detach_large": True}])
+@pytest.mark.parametrize("options", [LOSSES["thesis"], LossOptions(small_ce=0.5, kl_weight=2.0, ramp=0.5)])
 def test_the_twin_task_is_the_adjoined_loss(twin, options):
-    parts = TwinTask(twin, **options)(X, Y, 0.25)
-    wanted = adjoined_loss(*twin(X), Y, 0.25, **options)
+    parts = TwinTask(twin, loss=options)(X, Y, 0.25)
+    wanted = adjoined_loss(*twin(X), Y, 0.25, loss=options)
     assert parts.keys() == wanted.keys()
     for name in parts:
         torch.testing.assert_close(parts[name], wanted[name])
@@ -39,7 +40,7 @@ def test_the_twin_task_is_the_adjoined_loss(twin, options):
 def test_nested_networks_share_one_loss(twin):
     plans = [twin.plan, twin.axes.plan(alpha=1)]
     nested = Nested(twin.large, plans, axes=twin.axes).eval()
-    task = TwinTask(nested, ("small", "small-1"), small_ce=0.5)
+    task = TwinTask(nested, ("small", "small-1"), loss=LossOptions(small_ce=0.5))
     parts = task(X, Y, 0.25)
     large, *smalls = nested(X)
     alone = [adjoined_loss(large, small, Y, 0.25, small_ce=0.5) for small in smalls]
@@ -50,9 +51,7 @@ def test_nested_networks_share_one_loss(twin):
 
 
 def test_a_frozen_large_network_only_teaches(twin):
-    task = TwinTask(
-        Adjoined(twin.large, twin.plan, axes=twin.axes, own="all"), freeze_large=0.5, small_ce=1.0
-    )
+    task = TwinTask(Adjoined(twin.large, twin.plan, axes=twin.axes, own="all"), freeze_large=0.5)
     for progress, learns in ((0.4, False), (0.5, True)):
         task.zero_grad()
         task(X, Y, progress)["loss"].backward()

@@ -1,7 +1,7 @@
 """Flags from annotated fields, and jsonargparse's errors in our words."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, fields
 from typing import get_args, get_origin, get_type_hints
 
@@ -17,6 +17,7 @@ __all__ = [
     "add_switch",
     "explain",
     "in_one_list",
+    "unknown_command",
     "with_hyphens",
 ]
 
@@ -100,25 +101,31 @@ def with_hyphens(words: Sequence[str]) -> list[str]:
     return [one(word) for word in words]
 
 
-def explain(
-    error: str, words: Sequence[str], commands: Sequence[str], parsers: Mapping[str, ArgumentParser]
-) -> str:
+def unknown_command(words: Sequence[str], commands: Iterable[str]) -> str:
+    """The line for a first word that is not a command, or for none at all."""
+    commands = list(commands)
+    if not words:
+        return f"give a command: {', '.join(commands)}; adjoined --help says what each does"
+    if words[0].startswith("-"):
+        return f"the command comes first: adjoined COMMAND {words[0]} ...; commands are {', '.join(commands)}"
+    return (
+        f"unknown command {words[0]!r}; commands are {', '.join(commands)}{did_you_mean(words[0], commands)}"
+    )
+
+
+def explain(error: str, command: str, parser: ArgumentParser) -> str:
     """jsonargparse's message in one line that names the flag, what it takes, and the nearest legal name."""
-    command = next((w for w in words if w in commands), None)
-    every = (f for a in parsers[command]._actions for f in a.option_strings) if command else ("--help",)
+    every = (f for a in parser._actions for f in a.option_strings)
     flags = [f for f in every if not f.endswith("+")]  # jsonargparse's, which append to a list
     if strange := re.search(r"[Uu]nrecognized arguments: (\S+)", error):
         word = strange[1].partition("=")[0]
         near = did_you_mean(word, flags) if word.startswith("-") else ""
         return f"unknown argument {word}{near or f'; adjoined {command} --help lists them'}"
-    if strange := re.search(r"does not accept (?:nested key|option) '([^']+)'", error):
+    if strange := re.search(r"(?:does not accept (?:nested key|option)|Option) '([^']+)'", error):
         names = [f.lstrip("-").replace("-", "_") for f in flags]
         return f"--config has an unknown key {strange[1]!r}{did_you_mean(strange[1], names)}"
-    if strange := re.search(r"invalid choice: '([^']*)'", error):
-        near = did_you_mean(strange[1], commands)
-        return f"unknown command {strange[1]!r}; there are {', '.join(commands)}{near}"
-    if 'expected "command"' in error:
-        return f"give a command: {', '.join(commands)}; adjoined --help tells what each does"
+    if missing := re.search(r"arguments are required: (\S+)", error):
+        return f"adjoined {command} needs {_flag_of(missing[1], parser)}; adjoined {command} --help says what it is"
     if strange := re.search(r"File does not exist: '(.*)'", error):
         return f"--config: no file at {strange[1]!r}"
     if strange := re.search(r'Parser key "([^"]+)"(?: element \d+)?:(.*)', error, re.DOTALL):
@@ -127,6 +134,14 @@ def explain(
         if value and wanted:
             return f"--{strange[1].replace('_', '-')} takes {wanted}, not {value[1]!r}"
     return " ".join(error.split())
+
+
+def _flag_of(name: str, parser: ArgumentParser) -> str:
+    """How a user writes the argument `name`: --to, or RUN if it goes by position."""
+    for action in parser._actions:
+        if action.dest == name.rpartition(".")[2]:
+            return action.option_strings[0] if action.option_strings else name.upper()
+    return name
 
 
 def _wanted(error: str) -> str:

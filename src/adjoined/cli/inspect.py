@@ -72,7 +72,7 @@ def _look(
     *,
     img_size: int | None = None,
     alpha: float = 4.0,
-    scope: str = "inner",
+    scope: Literal["inner", "full"] = "inner",
     model_args: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What `--json` prints: the inputs, each axis with what the plan keeps, each block's and all costs."""

@@ -13,6 +13,7 @@ from adjoined.core import cost as costs
 from adjoined.core import plan as plans
 from adjoined.core.capture import Capture, Example, capture
 from adjoined.core.dims import Atom, Dim, leaves, plain, products
+from adjoined.core.names import axis_names
 from adjoined.core.propagate import Binding, Dims, Pin, Walk, op_name, source_line, walk_graph
 from adjoined.core.rules import RULES
 from adjoined.errors import AdjoinedError, did_you_mean
@@ -65,10 +66,19 @@ class Axes:
         return len(self.axes)
 
     def __getitem__(self, name: str) -> Axis:
+        """The axis of that name. Raises AdjoinedError with the nearest names where there is none."""
         for axis in self.axes:
             if axis.name == name:
                 return axis
-        raise AdjoinedError(f"no axis {name!r}{did_you_mean(name, [a.name for a in self.axes])}")
+        names = [a.name for a in self.axes]
+        if not isinstance(name, str):
+            raise AdjoinedError(
+                f"axes are looked up by name, not by {name!r}: axes[{(names or ['name'])[0]!r}]; "
+                "for the n-th one use axes.axes[n]"
+            )
+        raise AdjoinedError(
+            f"no axis {name!r}{did_you_mean(name, names)}; print(axes) lists all {len(names)}"
+        )
 
     def __str__(self) -> str:
         rows = [("axis", "role", "block", "size", "parameters", "")]
@@ -96,9 +106,34 @@ class Axes:
             dict.fromkeys(a.block for a in self.axes if a.role in ("heads", "hidden") and not a.pinned)
         )
 
-    def plan(self, alpha: Any = None, **request: Any) -> plans.Plan:
+    def plan(
+        self,
+        alpha: float | Mapping[str, float] | None = None,
+        *,
+        scope: plans.Scope = "inner",
+        heads: float | None = None,
+        head_dim: float | None = None,
+        hidden: float | None = None,
+        stream: float | None = None,
+        macs: float | None = None,
+        params: float | None = None,
+        kept: Mapping[str, int] | None = None,
+        strict: bool = False,
+    ) -> plans.Plan:
         """How many entries of each axis the small network keeps; see `adjoined.core.plan.make_plan`."""
-        return plans.make_plan(self, alpha, **request)
+        return plans.make_plan(
+            self,
+            alpha,
+            scope=scope,
+            heads=heads,
+            head_dim=head_dim,
+            hidden=hidden,
+            stream=stream,
+            macs=macs,
+            params=params,
+            kept=kept,
+            strict=strict,
+        )
 
     def cost(self, plan: plans.Plan | None = None) -> costs.Cost:
         """Parameters and multiply-adds (per input) of the network that `plan` leaves; of the large one without."""
@@ -128,7 +163,14 @@ def find_axes(model: nn.Module, example: Example) -> Axes:
 
     Raises:
         CaptureError: the model cannot be captured, with the line that stopped it and what to try.
+        AdjoinedError: `model` is not a module.
     """
+    if not isinstance(model, nn.Module):
+        name = model.__name__ if isinstance(model, type) else type(model).__name__
+        fix = f"build it first: {name}(...)" if isinstance(model, type) else "give a torch.nn.Module"
+        raise AdjoinedError(
+            f"find_axes takes a model, not {'the class ' * isinstance(model, type)}{name}; {fix}"
+        )
     captured = capture(model, example)
     aliases = _aliases(model)
     walk = Walk()
@@ -202,7 +244,7 @@ def _collect(walk: Walk, parameters: frozenset[str], graph: fx.Graph) -> tuple[A
     ]
     widths = [a for a in widths if not _shares_keys(a, marks, owners, walk.stored)]
     roles = _roles(widths, marks, walk.stored, parameters)
-    named = _names(widths, owners, roles)
+    named = axis_names(widths, owners, roles)
     numel = {key: _numel(walk.stored[key]) for key in walk.stored}
     return tuple(
         Axis(
@@ -326,60 +368,6 @@ def _shares_keys(
         return False
     beside = (p for key, at in owners[atom] for p in products(stored[key][at]) if atom in p)
     return any(marks[a]["heads"] and not marks[a]["repeated"] for p in beside for a in p)
-
-
-def _names(
-    atoms: list[Atom], owners: Mapping[Atom, list], roles: Mapping[Atom, str]
-) -> dict[Atom, tuple[str, str]]:
-    """Atom → (name, block): the modules that own it, what they have in common, and its role."""
-    one_stream = sum(roles[a] == "stream" for a in atoms) == 1
-    homes = {}
-    for atom in atoms:
-        paths = [key.split(".")[:-1] for key, _ in owners[atom]]
-        many = roles[atom] == "stream" and not one_stream
-        homes[atom] = _home(paths) if many else _common(paths) if roles[atom] != "stream" else []
-    attended = Counter(
-        ".".join(homes[a][: i + 1]) for a in atoms if roles[a] == "heads" for i in range(len(homes[a]))
-    )
-    seen: Counter[str] = Counter()
-    out = {}
-    for atom in atoms:
-        home = homes[atom]
-        block = home if roles[atom] == "stream" else _block(home, attended)
-        name = ".".join([*home, roles[atom]])
-        seen[name] += 1
-        out[atom] = (name if seen[name] == 1 else f"{name}.{seen[name]}", ".".join(block))
-    return out
-
-
-def _block(home: list[str], attended: Mapping[str, int]) -> list[str]:
-    """The innermost numbered module around `home`; of a list in a list, the outer one if it attends once."""
-    ends = [i + 1 for i, part in enumerate(home) if part.rsplit("_", 1)[-1].isdigit()]
-    if not ends:
-        return home
-    end = ends[-1]
-    while end - 1 in ends and attended[".".join(home[: end - 1])] <= 1:
-        end -= 1
-    return home[:end]
-
-
-def _home(paths: list[list[str]]) -> list[str]:
-    """The innermost module that holds more than half of `paths`."""
-    out: list[str] = []
-    while True:
-        nexts = Counter(p[len(out)] for p in paths if p[: len(out)] == out and len(p) > len(out))
-        if not nexts or (most := nexts.most_common(1)[0])[1] * 2 <= len(paths):
-            return out
-        out.append(most[0])
-
-
-def _common(paths: list[list[str]]) -> list[str]:
-    out = []
-    for parts in zip(*paths, strict=False):
-        if len(set(parts)) > 1:
-            break
-        out.append(parts[0])
-    return out
 
 
 def _numel(dims: Iterable[Dim]) -> int:

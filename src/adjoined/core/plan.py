@@ -6,14 +6,15 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from adjoined.errors import PlanError, did_you_mean
 
-__all__ = ["SCHEMA", "Plan", "Width", "candidates", "check_fits", "limit_of", "make_plan"]
+__all__ = ["SCHEMA", "Plan", "Scope", "Width", "candidates", "check_fits", "limit_of", "make_plan"]
 
 SCHEMA = 1
-SCOPES = {"inner": ("heads", "hidden"), "full": ("heads", "hidden", "stream")}
+Scope = Literal["inner", "full"]
+SCOPES: dict[Scope, tuple[str, ...]] = {"inner": ("heads", "hidden"), "full": ("heads", "hidden", "stream")}
 ROLES = ("heads", "head_dim", "hidden", "stream")
 
 
@@ -130,7 +131,7 @@ def make_plan(
     axes: Any,
     alpha: float | Mapping[str, float] | None = None,
     *,
-    scope: str = "inner",
+    scope: Scope = "inner",
     heads: float | None = None,
     head_dim: float | None = None,
     hidden: float | None = None,
@@ -203,7 +204,7 @@ def _known(names: Iterable[str], legal: Sequence[str], what: str) -> None:
 
 
 def _factors(
-    free: Iterable[AxisLike], alpha: Any, roles: Mapping[str, float], scope: str
+    free: Iterable[AxisLike], alpha: Any, roles: Mapping[str, float], scope: Scope
 ) -> dict[str, float]:
     """Axis name → factor."""
     by_block = alpha if isinstance(alpha, Mapping) else None
@@ -252,7 +253,7 @@ def limit_of(budget: float, full: float, what: str) -> float:
     return budget * full if budget <= 1 else budget
 
 
-def _to_budget(axes: Any, free: Sequence[AxisLike], what: str, budget: float, scope: str) -> Plan:
+def _to_budget(axes: Any, free: Sequence[AxisLike], what: str, budget: float, scope: Scope) -> Plan:
     """The largest plan within a budget that shrinks every axis alike: one ratio for all, then the rest filled up."""
     full: int = getattr(axes.cost(), what)
     limit = limit_of(budget, full, what)

@@ -10,7 +10,7 @@ from adjoined.core.axes import Axes, axes_of
 from adjoined.core.capture import Example
 from adjoined.core.plan import Plan
 from adjoined.errors import AdjoinedError
-from adjoined.network.twin import Adjoined
+from adjoined.network.twin import Adjoined, Own
 
 __all__ = ["Draw", "Nested"]
 
@@ -25,7 +25,7 @@ class Nested(nn.Module):
 
     Args:
         draw: in train mode, run all small networks, or one drawn at random at each call.
-        options: axes, example, check and own, as `Adjoined` takes them.
+        axes, example, check, own: as `Adjoined` takes them.
 
     Raises:
         AdjoinedError: no plan, or an unknown way to draw.
@@ -38,8 +38,9 @@ class Nested(nn.Module):
         *,
         axes: Axes | None = None,
         example: Example | None = None,
+        check: bool = True,
+        own: Own = "none",
         draw: Draw = "all",
-        **options: Any,
     ):
         super().__init__()
         if not plans:
@@ -47,7 +48,7 @@ class Nested(nn.Module):
         if draw not in ("all", "one"):
             raise AdjoinedError(f"draw is {draw!r}; legal are all and one")
         found = axes if axes is not None else axes_of(model, example)
-        self.twins = nn.ModuleList(Adjoined(model, plan, axes=found, **options) for plan in plans)
+        self.twins = nn.ModuleList(Adjoined(model, plan, axes=found, check=check, own=own) for plan in plans)
         self.draw = draw
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:

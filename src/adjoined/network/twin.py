@@ -61,6 +61,10 @@ class Adjoined(nn.Module):
         relations: bool = False,
     ):
         super().__init__()
+        if not isinstance(plan, Plan):
+            raise PlanError(
+                f"Adjoined takes a plan, not {plan!r}; make one with axes.plan(alpha=4), axes = find_axes(model, example)"
+            )
         axes = axes if axes is not None else axes_of(model, example)
         kept = axes.kept(plan)
         _check_shapes(model, axes)

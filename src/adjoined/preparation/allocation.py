@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from adjoined.core.axes import Axes
 from adjoined.core.capture import Example, call_model, in_eval, normalise_example
-from adjoined.core.plan import SCOPES, Plan, limit_of
+from adjoined.core.plan import SCOPES, Plan, Scope, limit_of
 from adjoined.errors import AdjoinedError, PlanError
 from adjoined.losses import kl_divergence
 from adjoined.network.twin import Adjoined
@@ -36,7 +36,7 @@ def allocate(
     *,
     macs: float | None = None,
     params: float | None = None,
-    scope: str = "inner",
+    scope: Scope = "inner",
     within: Plan | None = None,
     loss: Callable[[Any, Any], Tensor] = kl_divergence,
     progress: Callable[[float], Any] = lambda share: None,
@@ -60,7 +60,10 @@ def allocate(
         AdjoinedError: no batch, or outputs that the loss cannot compare.
     """
     what, budget = ("macs", macs) if macs is not None else ("params", params)
-    assert budget is not None
+    if budget is None or (macs is not None and params is not None):
+        raise PlanError(
+            "allocate divides one budget: give macs or params, e.g. allocate(model, axes, batches, macs=0.5)"
+        )
     full = getattr(axes.cost(), what)
     limit = limit_of(budget, full, what)
     given = [normalise_example(inputs) for inputs in batches]

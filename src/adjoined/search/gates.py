@@ -3,14 +3,16 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from adjoined.core.axes import Axes, Axis
 from adjoined.core.plan import Plan
 from adjoined.errors import AdjoinedError, PlanError, did_you_mean
 
-__all__ = ["DEFAULTS", "Candidates", "Gate", "check_same", "find_gates", "narrowed", "plan_of"]
+__all__ = ["DEFAULTS", "Candidates", "Gate", "Per", "check_same", "find_gates", "narrowed", "plan_of"]
 
 Candidates = Sequence[int] | Mapping[str, Sequence[int]]
+Per = Literal["block", "axis"]
 
 # The thesis' A, and its A for networks of 6 heads.
 DEFAULTS = ((1, 2, 4, 8), (1, 2, 3))
@@ -29,7 +31,7 @@ class Gate:
         return {axis.name: axis.size // self.factors[choice] for axis in self.axes}
 
 
-def find_gates(axes: Axes, candidates: Candidates | None = None, per: str = "block") -> tuple[Gate, ...]:
+def find_gates(axes: Axes, candidates: Candidates | None = None, per: Per = "block") -> tuple[Gate, ...]:
     """The gates of a model: heads and hidden units that can be cut and masked, by block or each on its own.
 
     Args:

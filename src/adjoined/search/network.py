@@ -11,7 +11,7 @@ once (talking heads, convolutional stems) the candidates are mixed there, at the
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +24,10 @@ from adjoined.errors import AdjoinedError, did_you_mean
 from adjoined.network.twin import Adjoined
 from adjoined.search.gates import Gate, check_same
 
-__all__ = ["NOISES", "SearchNetwork"]
+__all__ = ["NOISES", "Noise", "SearchNetwork"]
 
-NOISES = ("gumbel", "normal", "none")
+Noise = Literal["gumbel", "normal", "none"]
+NOISES: tuple[Noise, ...] = get_args(Noise)
 
 
 class SearchNetwork(nn.Module):

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from adjoined.core.plan import Plan
 from adjoined.errors import AdjoinedError, did_you_mean
-from adjoined.losses import dan_loss
+from adjoined.losses import LOSSES, LossOptions, dan_loss
 from adjoined.search.gates import plan_of
 from adjoined.search.knapsack import best_choices, check_budget
-from adjoined.search.network import NOISES, SearchNetwork
+from adjoined.search.network import NOISES, Noise, SearchNetwork
 from adjoined.search.table import CostTable
 
 __all__ = ["SearchObjective", "Settings", "Temperature"]
@@ -31,7 +31,7 @@ class Settings:
     gamma: weight of n_f in multiply-adds, the thesis' 1e-12 if there is no budget either. budget: in units of the
     table, instead of gamma. noise: "gumbel" (equation 3.6), "normal" (N(0, 1), as the thesis has it in words) or
     "none". temperature: τ, a number, "annealed" (15 · 0.956^epoch, as the authors' code) or a function of the epoch.
-    freeze_gates: share of the search in which the gates wait and the weights alone learn. loss: options of `adjoined_loss`.
+    freeze_gates: share of the search in which the gates wait and the weights alone learn. loss: see `LossOptions`.
 
     Raises AdjoinedError for what cannot be meant.
     """
@@ -39,10 +39,10 @@ class Settings:
     epochs: int
     gamma: float | None = None
     budget: float | None = None
-    noise: str = "gumbel"
+    noise: Noise = "gumbel"
     temperature: Temperature = 1.0
     freeze_gates: float = 0.1
-    loss: dict[str, Any] = field(default_factory=dict)
+    loss: LossOptions = LOSSES["default"]
 
     def __post_init__(self) -> None:
         if self.gamma is not None and self.budget is not None:
@@ -109,7 +109,7 @@ class SearchObjective(nn.Module):
         gamma = self.gamma()
         cost = self.table.expected(weights)
         # The multiplier goes in with the cost: reading it as a number would make the device wait.
-        parts = dan_loss(large, mixed, target, progress, gamma * cost, 1.0, **settings.loss)
+        parts = dan_loss(large, mixed, target, progress, gamma * cost, 1.0, loss=settings.loss)
         if self.training and settings.budget is not None and progress >= settings.freeze_gates:
             with torch.no_grad():
                 self.dual += INTEGRAL * parts["lam"] * self._excess()

@@ -3,7 +3,7 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from adjoined.core.axes import Axes
 from adjoined.core.plan import Plan, limit_of
 from adjoined.errors import AdjoinedError
-from adjoined.search.gates import Candidates, find_gates, narrowed
+from adjoined.losses import LossName, LossOptions, loss_options
+from adjoined.search.gates import Candidates, Per, find_gates, narrowed
 from adjoined.search.latency import Latency, measure_latency
-from adjoined.search.network import SearchNetwork
+from adjoined.search.network import Noise, SearchNetwork
 from adjoined.search.objective import SearchObjective, Settings, Temperature
 from adjoined.search.table import CostTable
 
@@ -53,7 +54,18 @@ def search(
     device: torch.device | str | None = None,
     val_batches: Iterable[Batch] | None = None,
     on_epoch: Callable[[dict[str, Any]], Any] | None = None,
-    **options: Any,
+    candidates: Candidates | None = None,
+    per: Per = "block",
+    stream: float | None = None,
+    gamma: float | None = None,
+    macs: float | None = None,
+    params: float | None = None,
+    latency_ms: float | None = None,
+    latency: Latency | None = None,
+    noise: Noise = "gumbel",
+    temperature: Temperature = 1.0,
+    freeze_gates: float = 0.1,
+    loss: LossName | LossOptions = "default",
 ) -> SearchResult:
     """Find how much each block keeps: differentiable search (DAN) of the plan, by gates trained with the weights.
 
@@ -67,7 +79,7 @@ def search(
         val_batches: to measure top-1, in percent, of the large network and of the plan so far, after each epoch.
         on_epoch: called with each row of the history: epoch, the mean of loss, ce, kl, lam, cost and gamma, what
             `SearchObjective.report` gives, seconds, and top1_large and top1_small.
-        options: candidates, per, stream; one of gamma, macs, params, latency_ms; noise, temperature, freeze_gates, loss: see
+        candidates, per, stream, gamma, macs, params, latency_ms, latency, noise, temperature, freeze_gates, loss: see
             `make_objective`.
 
     Raises:
@@ -75,13 +87,29 @@ def search(
         AdjoinedError: settings that contradict each other or are out of range, no batches.
     """
     started = copy.deepcopy(model) if device is None else copy.deepcopy(model).to(device)
-    objective = make_objective(started, axes, epochs=epochs, **options)
+    objective = make_objective(
+        started,
+        axes,
+        epochs=epochs,
+        candidates=candidates,
+        per=per,
+        stream=stream,
+        gamma=gamma,
+        macs=macs,
+        params=params,
+        latency_ms=latency_ms,
+        latency=latency,
+        noise=noise,
+        temperature=temperature,
+        freeze_gates=freeze_gates,
+        loss=loss,
+    )
     weights = {"params": list(started.parameters()), "lr": lr, "weight_decay": weight_decay}
-    gates = {"params": [objective.network.eta], "lr": gate_lr, "weight_decay": 0.0}
-    optimizer = torch.optim.AdamW([weights, gates])
-    where = objective.network.eta.device
+    gate_group = {"params": [objective.network.eta], "lr": gate_lr, "weight_decay": 0.0}
+    optimizer = torch.optim.AdamW([weights, gate_group])
+    device = objective.network.eta.device
     history: list[dict[str, Any]] = []
-    with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         for epoch in range(epochs):
             start = time.perf_counter()
@@ -92,9 +120,9 @@ def search(
             history.append(row)
             if on_epoch is not None:
                 on_epoch(row)
-    candidates = {gate.name: gate.factors for gate in objective.network.gates}
-    found = {name: tuple(p) for name, p in history[-1]["gates"].items()}
-    return SearchResult(objective.plan(), tuple(history), found, candidates, started.train(model.training))
+    factors = {gate.name: gate.factors for gate in objective.network.gates}
+    gates = {name: tuple(p) for name, p in history[-1]["gates"].items()}
+    return SearchResult(objective.plan(), tuple(history), gates, factors, started.train(model.training))
 
 
 def make_objective(
@@ -103,17 +131,17 @@ def make_objective(
     *,
     epochs: int,
     candidates: Candidates | None = None,
-    per: str = "block",
+    per: Per = "block",
     stream: float | None = None,
     gamma: float | None = None,
     macs: float | None = None,
     params: float | None = None,
     latency_ms: float | None = None,
     latency: Latency | None = None,
-    noise: str = "gumbel",
+    noise: Noise = "gumbel",
     temperature: Temperature = 1.0,
     freeze_gates: float = 0.1,
-    loss: Mapping[str, Any] | None = None,
+    loss: LossName | LossOptions = "default",
 ) -> SearchObjective:
     """The gates and the loss of a search of `epochs` epochs, as one module that any loop can train.
 
@@ -126,13 +154,13 @@ def make_objective(
         latency_ms: a budget in milliseconds for one batch of the example's size, by `latency`, which is measured now
             on the model's device if left out.
         noise, temperature, freeze_gates: see `Settings`.
-        loss: options of `adjoined_loss`.
+        loss: "default", "thesis" or `LossOptions`, as in `adjoined_loss`.
     """
     asked = {"macs": macs, "params": params, "latency_ms": latency_ms, "gamma": gamma}
     given = [f"{name}={value:g}" for name, value in asked.items() if value is not None]
     if len(given) > 1:
         raise AdjoinedError(f"{' and '.join(given)} are two ways to weigh the cost; give one of them")
-    settings = Settings(epochs, gamma, latency_ms, noise, temperature, freeze_gates, dict(loss or {}))
+    settings = Settings(epochs, gamma, latency_ms, noise, temperature, freeze_gates, loss_options(loss))
     gates = find_gates(axes, candidates, per)
     within = narrowed(axes, stream)
     if latency_ms is not None:

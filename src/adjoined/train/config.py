@@ -1,14 +1,13 @@
 """Everything that decides a compress run, as one frozen record; the command line is made from it."""
 
 from dataclasses import asdict, dataclass, field, fields
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 
 from adjoined.errors import AdjoinedError, did_you_mean
-from adjoined.losses import lambda_schedule
+from adjoined.losses import LossOptions
 from adjoined.network.nested import Draw
 from adjoined.network.twin import Own
 from adjoined.train.checkpoint import written_aside
@@ -260,11 +259,9 @@ class CompressConfig:
         return _as_list(getattr(self, what))
 
     @property
-    def loss_options(self) -> dict[str, Any]:
-        """What `adjoined_loss` is told."""
-        names = ("detach_large", "small_ce", "kl_weight", "label_smoothing")
-        schedule = partial(lambda_schedule, ramp=self.ramp)
-        return {name: getattr(self, name) for name in names} | {"schedule": schedule}
+    def loss_options(self) -> LossOptions:
+        """The options of the adjoined loss."""
+        return LossOptions(**{f.name: getattr(self, f.name) for f in fields(LossOptions)})
 
 
 def _as_list(value: float | list[float] | None) -> list[float]:

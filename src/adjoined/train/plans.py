@@ -29,8 +29,11 @@ def choose_plans(axes: Axes, config: CompressConfig, resumed: Path | None = None
     if what == "plan":
         assert config.plan is not None
         return [_fitting(Path(config.plan), axes)]
-    stream = {"stream": config.stream} if what == "alpha" else {}
-    return [axes.plan(**{what: size}, scope=config.scope, **stream) for size in sizes]
+    if what == "alpha":
+        return [axes.plan(size, scope=config.scope, stream=config.stream) for size in sizes]
+    if what == "macs":
+        return [axes.plan(macs=size, scope=config.scope) for size in sizes]
+    return [axes.plan(params=size, scope=config.scope) for size in sizes]
 
 
 def write_plans(plans: Sequence[Plan], folder: Path, config: CompressConfig) -> None:

@@ -244,7 +244,7 @@ def _train_twin(
         if several
         else Adjoined(model, *plans, relations=config.relations > 0, **options)
     )
-    task = TwinTask(twin, size_names(config), config.freeze_large, config.relations, **config.loss_options)
+    task = TwinTask(twin, size_names(config), config.freeze_large, config.relations, loss=config.loss_options)
     epochs, steps = config.length("adjoined")
     phase = Phase("adjoined", 2, epochs, config.lr, judged_by=SMALL, steps=steps)
     for row in fit(task, phase, setting, state=state):

@@ -8,7 +8,7 @@ from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 from torch.nn import functional
 
-from adjoined.losses import adjoined_loss, relation_loss
+from adjoined.losses import LossName, LossOptions, adjoined_loss, loss_options, relation_loss
 from adjoined.network.nested import Nested
 from adjoined.network.twin import Adjoined
 
@@ -107,7 +107,7 @@ class LabelTask(Task):
 
 
 class TwinTask(Task):
-    """The adjoined loss of a twin, or its mean over nested small networks; `options` are those of `adjoined_loss`.
+    """The adjoined loss of a twin, or its mean over nested small networks, with the options `loss`.
 
     The small networks are called small, and by the names in `names` from the second on. `freeze_large`: share of the
     phase in which no gradient flows through the large network's output, so that it only teaches. `relations`: weight of
@@ -120,18 +120,20 @@ class TwinTask(Task):
         names: Sequence[str] = ("small",),
         freeze_large: float = 0.0,
         relations: float = 0.0,
-        **options: Any,
+        *,
+        loss: LossName | LossOptions = "default",
     ) -> None:
         super().__init__()
         self.relations = relations
-        self.twin, self.names, self.freeze_large, self.options = twin, tuple(names), freeze_large, options
+        self.twin, self.names, self.freeze_large = twin, tuple(names), freeze_large
+        self.loss = loss_options(loss)
 
     def forward(self, x: Tensor, target: Tensor, progress: float) -> dict[str, Tensor]:
         large, *smalls = self.work(x)
         pairs = [smalls.pop() for _ in range(3)] if self.relations else []
         if progress < self.freeze_large:
             large = large.detach()
-        parts = [adjoined_loss(large, small, target, progress, **self.options) for small in smalls]
+        parts = [adjoined_loss(large, small, target, progress, loss=self.loss) for small in smalls]
         if pairs:
             relations = torch.stack([relation_loss(a, b) for a, b in pairs]).mean()
             parts[0] |= {"loss": parts[0]["loss"] + self.relations * relations, "relations": relations}
