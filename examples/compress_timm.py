@@ -1,6 +1,6 @@
-"""Compress a timm vision transformer in five lines: python examples/compress_timm.py
+"""Compress a timm vision transformer in four lines: python examples/compress_timm.py
 
-Trains the network on handwritten digits first, since a compression starts from a trained one; then the five lines.
+Trains the network on handwritten digits first, since a compression starts from a trained one; then the four lines.
 """
 
 import timm
@@ -48,12 +48,14 @@ fit(model, lambda logits, labels, _: cross_entropy(logits, labels))
 base = top1(model)
 model.train()
 
-axes = adjoined.find_axes(model, x[:2])  # 1: every width that can be cut
-twin = adjoined.Adjoined(model, axes.plan(alpha=2))  # 2: the large network and the small one in it
-fit(twin, lambda out, labels, t: adjoined.adjoined_loss(*out, labels, t)["loss"])  # 3: train both
-net = twin.small()  # 4: the small network, with weights of its own
-adjoined.save(net, "small")  # 5: loads anywhere: see serve.py
+twin = adjoined.prepare(
+    model, [x[train]], alpha=2
+)  # 1: the large network, and the best half of it as the small one
+fit(twin, lambda out, labels, t: adjoined.adjoined_loss(*out, labels, t)["loss"])  # 2: train both
+net = twin.small()  # 3: the small network, with weights of its own
+adjoined.save(net, "small")  # 4: loads anywhere: see serve.py
 
+axes = twin.axes
 large, small = axes.cost(), axes.cost(twin.plan)
 print(f"base {base:.1f} %, large {top1(model):.1f} %, small {top1(net):.1f} % top-1")
 print(f"{large.params:,} → {small.params:,} parameters, {large.macs:,} → {small.macs:,} multiply-adds")

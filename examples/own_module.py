@@ -42,7 +42,7 @@ class Rows(nn.Sequential):
 model = Rows(nn.Linear(8, 48), Block(48, 4), Block(48, 4), nn.Linear(8 * 48, 10))
 axes = adjoined.find_axes(model, x[:2])
 print(axes, "\n")
-twin = adjoined.Adjoined(model, axes.plan(heads=2, hidden=4))
+twin = adjoined.prepare(model, [x[:256]], plan=axes.plan(heads=2, hidden=4))
 optimizer = torch.optim.AdamW(twin.parameters(), lr=2e-3)
 steps = 250
 for step in range(steps):

@@ -28,7 +28,7 @@ print(found.plan)
 print(f"{share:.3f} of the multiply-adds, asked for at most {BUDGET}")
 assert share <= BUDGET
 
-twin = adjoined.Adjoined(model, found.plan)
+twin = adjoined.prepare(model, [x[:256]], plan=found.plan)
 optimizer = torch.optim.AdamW(twin.parameters(), lr=2e-3)
 for epoch in range(EPOCHS):
     for images, labels in batches():

@@ -72,6 +72,22 @@ def test_what_is_no_model_is_told(own, name, told):
         build_model(name, num_classes=10)
 
 
+@pytest.mark.parametrize("name", [":build", "own:", ":"])
+def test_half_a_name_says_what_is_missing(name):
+    with pytest.raises(AdjoinedError, match=r"lacks a part; write package\.module:callable"):
+        build_model(name)
+
+
+def test_a_misspelt_argument_names_the_nearest(own):
+    with pytest.raises(AdjoinedError, match="no parameter 'widht'; did you mean width"):
+        build_model("own:build", num_classes=5, img_size=9, model_args={"widht": 4})
+
+
+def test_code_that_a_file_names_runs_only_when_trusted(own):
+    with pytest.raises(AdjoinedError, match="is the code own:build.*add --trust"):
+        build_model("own:build", num_classes=5, img_size=9, model_args={"width": 4}, trust=False)
+
+
 def test_arguments_that_the_constructor_refuses_are_told():
     with pytest.raises(
         AdjoinedError, match=r"digits_vit cannot be built: .*unexpected keyword argument 'depht'"

@@ -15,7 +15,10 @@ from torch import Tensor, nn
 from adjoined.errors import AdjoinedError, did_you_mean
 from adjoined.models import local_models
 
-__all__ = ["build_model", "check_outputs", "default_lr", "load_weights"]
+__all__ = ["build_model", "check_outputs", "default_lr", "load_weights", "names_code"]
+
+# What timm takes for a model that lies elsewhere.
+HUB_PREFIXES = ("hf-hub:", "hf_hub:", "local-dir:")
 
 
 def build_model(
@@ -26,23 +29,36 @@ def build_model(
     pretrained: bool = False,
     checkpoint: str | None = None,
     model_args: dict[str, Any] | None = None,
+    trust: bool = True,
 ) -> nn.Module:
     """The network `name`: of timm, of `adjoined.models`, or what `package.module:callable` returns.
 
     `num_classes` and `img_size` (pixels) are passed to constructors that take them; None is the network's
     own. A callable gets those of num_classes, img_size, pretrained and `model_args` that it has parameters
-    for.
+    for. `trust`: whether a callable's module may be imported; False where a file names the model, not the user.
 
     Raises AdjoinedError for an unknown name (with the nearest), arguments that the constructor refuses,
-    weights that cannot be fetched or do not fit.
+    weights that cannot be fetched or do not fit, and for code that is not trusted.
     """
     sizes = {"num_classes": num_classes, "img_size": img_size}
     wanted: dict[str, Any] = {k: v for k, v in sizes.items() if v is not None} | (model_args or {})
-    own = ":" in name and "/" not in name
-    model = _call_own(name, wanted, pretrained) if own else _call_timm(name, wanted, pretrained)
+    if names_code(name):
+        if not trust:
+            raise AdjoinedError(
+                f"the run's model is the code {name}, which a config of unknown origin could misuse; "
+                "if you know where the run comes from, add --trust"
+            )
+        model = _call_own(name, wanted, model_args or {}, pretrained)
+    else:
+        model = _call_timm(name, wanted, pretrained)
     if checkpoint is not None:
         load_weights(model, checkpoint)
     return model
+
+
+def names_code(name: str) -> bool:
+    """Whether a model's name is package.module:callable, which imports that module."""
+    return ":" in name and "/" not in name and not name.startswith(HUB_PREFIXES)
 
 
 def check_outputs(model: nn.Module, example: Tensor, classes: int | None, name: str) -> None:
@@ -112,7 +128,7 @@ def load_weights(model: nn.Module, path: str) -> None:
 
 
 def _call_timm(name: str, wanted: dict[str, Any], pretrained: bool) -> nn.Module:
-    hub = name.startswith(("hf-hub:", "hf_hub:", "local-dir:"))
+    hub = name.startswith(HUB_PREFIXES)
     if not hub and name not in local_models() and not timm.is_model(name):
         names = [*local_models(), *timm.list_models()]
         raise AdjoinedError(f"unknown model {name!r}{did_you_mean(name, names)}")
@@ -135,8 +151,12 @@ def _call_timm(name: str, wanted: dict[str, Any], pretrained: bool) -> nn.Module
         raise AdjoinedError(f"{name} cannot be built: {_line(error)}") from error
 
 
-def _call_own(name: str, wanted: dict[str, Any], pretrained: bool) -> nn.Module:
+def _call_own(name: str, wanted: dict[str, Any], model_args: dict[str, Any], pretrained: bool) -> nn.Module:
     module, _, attribute = name.partition(":")
+    if not module or not attribute:
+        raise AdjoinedError(
+            f"model {name!r} lacks a part; write package.module:callable, e.g. mymodels.vit:build"
+        )
     try:
         build = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
@@ -146,6 +166,12 @@ def _call_own(name: str, wanted: dict[str, Any], pretrained: bool) -> nn.Module:
     wanted = wanted | ({"pretrained": True} if pretrained else {})
     parameters = inspect.signature(build).parameters
     if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        for argument in model_args:
+            if argument not in parameters:
+                near = did_you_mean(argument, parameters)
+                raise AdjoinedError(
+                    f"{name} has no parameter {argument!r}{near}; it takes {', '.join(parameters) or 'none'}"
+                )
         wanted = {k: v for k, v in wanted.items() if k in parameters}
     try:
         model = build(**wanted)
