@@ -84,7 +84,7 @@ def test_a_misspelt_argument_names_the_nearest(own):
 
 
 def test_code_that_a_file_names_runs_only_when_trusted(own):
-    with pytest.raises(AdjoinedError, match="is the code own:build.*add --trust"):
+    with pytest.raises(AdjoinedError, match=r"is the code own:build.*add --trust"):
         build_model("own:build", num_classes=5, img_size=9, model_args={"width": 4}, trust=False)
 
 
