@@ -22,7 +22,7 @@ from adjoined.export.openvino import open_openvino, write_openvino
 from adjoined.export.pt2 import open_pt2, write_pt2
 from adjoined.export.quantize import write_onnx_int8
 from adjoined.export.runner import Runner, time_in_turns
-from adjoined.export.subject import Subject, make_subject
+from adjoined.export.subject import Architecture, Options, Subject, make_subject
 from adjoined.export.timm import open_timm, write_timm
 from adjoined.files import read_mapping
 from adjoined.network.program import Network
@@ -97,7 +97,12 @@ def export(
     folder: str | Path,
     example: Example,
     formats: Sequence[str] = ("safetensors",),
-    **given: Any,
+    *,
+    pictures: Tensor | None = None,
+    labels: Tensor | None = None,
+    calibration: Tensor | None = None,
+    architecture: Architecture | None = None,
+    options: Options | None = None,
 ) -> dict[str, Exported]:
     """Write `net` in each of `formats` to `folder`, run each file on real inputs beside PyTorch, and time it.
 
@@ -105,7 +110,8 @@ def export(
         net: what `twin.small()` or `adjoined.load` returns.
         example: inputs of one batch: a tensor, a tuple of tensors or a dict of keyword inputs.
         formats: of safetensors, pt2, onnx, onnx-int8, openvino, executorch, litert, timm.
-        given: pictures (N, …) and labels (N,) held out, calibration (M, …), architecture, options: see `Subject`.
+        pictures, labels, calibration: held-out inputs (N, …) and their classes (N,) to check with, and training inputs
+            (M, …) for int8. architecture, options: see `Subject`.
 
     Raises:
         AdjoinedError: an unknown format, one whose package is missing or that cannot express the network, or a file
@@ -117,7 +123,15 @@ def export(
                 f"format {name!r} is unknown; there are {', '.join(FORMATS)}{did_you_mean(name, FORMATS)}"
             )
         missing_extra(f"format {name}", FORMATS[name].needs, FORMATS[name].extra)
-    subject = make_subject(net, example, **given)
+    subject = make_subject(
+        net,
+        example,
+        pictures=pictures,
+        labels=labels,
+        calibration=calibration,
+        architecture=architecture,
+        options=options or Options(),
+    )
     done: dict[str, Exported] = {}
     refused = []
     for name in dict.fromkeys(formats):
