@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from adjoined.network.serialize import load, save
     from adjoined.network.twin import Adjoined
     from adjoined.preparation.prepare import prepare
+    from adjoined.preparation.shrink import shrink
     from adjoined.search import search
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "prepare",
     "save",
     "search",
+    "shrink",
 ]
 
 # Public name → the module that defines it. They are imported at first use, so that `import adjoined` is instant.
@@ -54,6 +56,7 @@ _HOMES = {
     "prepare": "preparation.prepare",
     "save": "network.serialize",
     "search": "search",
+    "shrink": "preparation.shrink",
 }
 
 
