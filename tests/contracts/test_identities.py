@@ -1,4 +1,4 @@
-"""The identities of the design over the zoo, in float64 against the original code of each network."""
+"""The identities of docs/identities.md over the zoo, in float64 against the original code of each network."""
 
 import json
 import subprocess

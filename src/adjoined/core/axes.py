@@ -150,7 +150,7 @@ class Axes:
 
     @cached_property
     def polynomial(self) -> costs.Polynomial:
-        """The cost of a plan as a polynomial in its kept counts (design section 4.4)."""
+        """The cost of a plan as a polynomial in its kept counts (docs/identities.md, 4)."""
         sizes = {key: self.stored[key] for key in sorted(self.parameters)}
         return costs.Polynomial.build(self.terms, sizes, self.capture.batch, self.capture.dynamic)
 
@@ -330,7 +330,7 @@ def _uses(walk: Walk) -> tuple[dict[Atom, list[tuple[str, int]]], dict[Atom, boo
 def _roles(
     widths: list[Atom], marks: Mapping[Atom, Counter[str]], stored: Mapping[str, Dims], params: frozenset[str]
 ) -> dict[Atom, str]:
-    """Design section 3.3, as marks left by the rules.
+    """The role of each width (docs/concepts.md), from the marks that the rules left.
 
     A stream is what several producers add up in (residual additions), or what a normalisation runs over straight
     after its producer (the reduced keys of PVT). One that passed an activation before is hidden (SwiGLU with a norm).

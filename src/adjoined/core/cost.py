@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds of a plan, as a polynomial in the kept counts (design section 4.4).
+"""Parameters and multiply-adds of a plan, as a polynomial in the kept counts (docs/identities.md, 4).
 
 The multiply-adds of each linear, convolution, matrix product and attention are the product of the sizes of its
 dimensions, so a plan costs microseconds and expected sizes give the expected cost (n_f of equation 3.8).

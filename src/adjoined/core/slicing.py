@@ -115,7 +115,7 @@ def _spread(dim: Dim, values: Mapping[Atom, Tensor], one: Tensor) -> Tensor:
 
 
 def permute(tensor: Tensor, dims: Sequence[Dim], order: Mapping[Atom, Any]) -> Tensor:
-    """`tensor` with the entries of every axis in `order` put in that order (design section 4.5)."""
+    """`tensor` with the entries of every axis in `order` put in that order (docs/identities.md, 5)."""
     for at, dim in enumerate(dims):
         if any(atom in order for atom in plain(dim)):
             picked = _entries(

@@ -24,10 +24,10 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.1, torc
 
 
 def check_equal(model: nn.Module, axes: Axes, plan: Plan) -> float:
-    """Prove design section 4.2 on the example input, with every weight moved a little so that none hides behind a zero.
+    """Check identity 2 (docs/identities.md) on the example, with every weight perturbed so that none hides behind a zero.
 
     Axes that pass a normalisation, a mean or a product of activations have no masked twin: they are left whole for
-    the comparison. Of them it is proved that permuting their entries everywhere changes no output (section 4.5), so
+    the comparison. Of them it is proved that permuting their entries everywhere changes no output (identity 5), so
     they are one axis wherever they are found, and the network that cuts them too is run.
 
     Returns:

@@ -1,7 +1,7 @@
 """Order axes before cutting: the leading slice is then the best one, and the network computes what it did.
 
-A plan keeps the leading entries of each axis (design section 4.1). Permuting the entries of an axis in every tensor that
-carries it changes no output (section 4.5), so the entries that matter most can be put first.
+A plan keeps the leading entries of each axis. Permuting the entries of an axis in every tensor that carries it changes no
+output (docs/identities.md, 5), so the entries that matter most can be put first.
 """
 
 import math

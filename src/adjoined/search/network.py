@@ -1,4 +1,4 @@
-"""The search network: the large one, and beside it the mix of all candidates as one soft mask (design section 4.3).
+"""The search network: the large one, and beside it the mix of all candidates as one soft mask (docs/identities.md, 3).
 
 With the stream kept, heads add up and hidden units add up, so the mix of candidates in equation 3.5 is the large
 network with its consumer's weights scaled:

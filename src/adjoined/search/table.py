@@ -1,6 +1,6 @@
 """What each choice of each gate costs: the cost polynomial with the gates as its variables (equation 3.8).
 
-A monomial of the polynomial (design section 4.4) that holds axes of one gate alone adds to that gate's row: these
+A monomial of the polynomial (docs/identities.md, 4) that holds axes of one gate alone adds to that gate's row: these
 are FLOPs(i, α_j). One that holds axes of several gates (a convolution from hidden units to hidden units) adds to a
 table over their choices together. Gates are drawn independently, so the expectation of both is exact.
 """
