@@ -82,6 +82,7 @@ def binary(name: str) -> Case:
             "__and": (aten.__and__.Tensor, [a, b]),
             "__or": (aten.__or__.Tensor, [a, b]),
             "pow": (aten.pow.Tensor_Tensor, [a, b]),
+            "float_power": (aten.float_power.Tensor_Tensor, [a, b]),
         }
         overloads = getattr(aten, name, None)
         plain_op = getattr(overloads, "Tensor", None) or getattr(overloads, "default", None)
@@ -161,6 +162,48 @@ def pooled(name: str, rank: int) -> Case:
     return case
 
 
+def moments(name: str) -> Case:
+    def case(d: Draw) -> tuple[Any, list[Any]]:
+        op = getattr(aten, name)
+        rest = [d.of(True, False)] if name.startswith("nan") else [True, d.of(True, False)]
+        return (op.default if name.startswith("nan") else op.dim), [t(*d(3)), [d.of(0, -1)], *rest]
+
+    return case
+
+
+def places(name: str) -> Case:
+    """Operators whose result depends on the order along a dimension."""
+    op = getattr(aten, name)
+    return lambda d: (op.default, [t(*d(3)), d.of(0, 1, -1)])
+
+
+def located(name: str) -> Case:
+    """Reductions that count places."""
+    first = [1] if name == "kthvalue" else []
+    op = getattr(aten, name)
+    return lambda d: (op.default if name in ("kthvalue", "mode") else op.dim, [t(*d(3)), *first, d.of(0, -1)])
+
+
+def scattered(name: str) -> Case:
+    def case(d: Draw) -> tuple[Any, list[Any]]:
+        a, b = d(2)
+        rows = torch.randint(3, (a, b))
+        args = (
+            [t(3, b), 0, rows, t(a, b)] if name.startswith("scatter") else [t(3, b), 0, rows[:, 0], t(a, b)]
+        )
+        return (aten.scatter.src if name == "scatter" else getattr(aten, name).default), args
+
+    return case
+
+
+def joined(name: str) -> Case:
+    def case(d: Draw) -> tuple[Any, list[Any]]:
+        a, b, c, e = d(4)
+        return getattr(aten, name).default, [[t(e, a), t(e, b), t(e, c)], 1]
+
+    return case
+
+
 def normalised(d: Draw) -> tuple[Any, list[Any]]:
     a, b, c = d(3)
     return aten.layer_norm.default, [t(a, b, c), [c], t(c), t(c)]
@@ -173,6 +216,11 @@ CASES: dict[str, Case] = {
     **{name: convolution(int(name[4])) for name in ("conv1d", "conv2d", "conv3d")},
     **{name: transposed(int(name[14])) for name in RULES if name.startswith("conv_transpose")},
     **{name: reduce(name, "dim") for name in ("mean", "any", "all", "max", "min", "std", "var")},
+    **{name: moments(name) for name in ("nansum", "nanmean")},
+    **{name: moments(name) for name in ("var_mean", "std_mean")},
+    **{name: located(name) for name in ("kthvalue", "mode", "median", "nanmedian")},
+    **{name: places(name) for name in ("cumprod", "cummax", "cummin", "logcumsumexp", "sort", "argsort")},
+    **{name: scattered(name) for name in ("index_copy", "scatter", "scatter_add")},
     **{name: reduce(name, "default") for name in ("amax", "amin", "logsumexp")},
     **{name: reduce(name, "dim_IntList") for name in ("sum",)},
     **{name: reduce(name, "default") for name in ("argmax", "argmin")},
@@ -185,13 +233,25 @@ CASES: dict[str, Case] = {
     "group_norm": lambda d: _group_norm(*d(4)),
     "linalg_vector_norm": lambda d: (aten.linalg_vector_norm.default, [t(*d(3)), 2, [d.of(1, -1)], True]),
     "scaled_dot_product_attention": attention,
+    "_softmax": lambda d: (aten._softmax.default, [t(*d(4)), d.of(-1, 1), False]),
+    "_log_softmax": lambda d: (aten._log_softmax.default, [t(*d(4)), -1, False]),
+    "norm": lambda d: (aten.norm.ScalarOpt_dim, [t(*d(3)), 2, [d.of(1, -1)], d.of(True, False)]),
+    "aminmax": lambda d: (functools.partial(aten.aminmax.default, dim=d.of(0, -1)), [t(*d(3))]),
+    "instance_norm": lambda d: _instance_norm(*d(3)),
+    "mv": lambda d: (lambda a, b: (aten.mv.default, [t(a, b), t(b)]))(*d(2)),
+    "dot": lambda d: (lambda a: (aten.dot.default, [t(a), t(a)]))(d()),
+    "addmv": lambda d: (lambda a, b: (aten.addmv.default, [t(a), t(a, b), t(b)]))(*d(2)),
+    "inner": lambda d: (lambda a, b, c, e: (aten.inner.default, [t(a, b, c), t(e, c)]))(*d(4)),
+    "outer": lambda d: (aten.outer.default, [t(d()), t(d())]),
+    "tensordot": lambda d: _tensordot(*d(4)),
+    "bilinear": lambda d: _bilinear(*d(4)),
     "linear": lambda d: _linear(*d(4), d.of(True, False)),
     "matmul": lambda d: _matmul(*d(5), d.of(True, False)),
     "mm": lambda d: _mm(*d(3)),
     "bmm": lambda d: _bmm(*d(4)),
     "addmm": lambda d: _addmm(*d(3)),
     "baddbmm": lambda d: _baddbmm(*d(4)),
-    "einsum": lambda d: _einsum(*d(5), d.of(0, 1, 2, 3)),
+    "einsum": lambda d: _einsum(*d(5), d.of(0, 1, 2, 3, 4, 5)),
     "embedding": lambda d: (aten.embedding.default, [t(*d(2)), torch.zeros(2, 3, dtype=torch.long)]),
     "view": reshape(aten.view.default),
     "reshape": reshape(aten.reshape.default),
@@ -205,13 +265,17 @@ CASES: dict[str, Case] = {
     "swapaxes": lambda d: (aten.swapaxes.default, [t(*d(3)), 0, -1]),
     "swapdims": lambda d: (aten.swapdims.default, [t(*d(3)), 0, 1]),
     "t": lambda d: (aten.t.default, [t(*d(2))]),
-    "numpy_T": lambda d: (aten.numpy_T.default, [t(*d(2))]),
-    "mT": lambda d: (aten.mT.default, [t(*d(2))]),
+    "numpy_T": lambda d: (aten.numpy_T.default, [t(*d(3))]),
+    "mT": lambda d: (aten.mT.default, [t(*d(3))]),
     "movedim": lambda d: (aten.movedim.int, [t(*d(4)), *d.of((0, 2), (-1, 1), (3, 0))]),
     "squeeze": lambda d: (aten.squeeze.dim, [t(d(), 1, d()), 1]),
     "unsqueeze": lambda d: (aten.unsqueeze.default, [t(*d(2)), d.of(0, -1, 1)]),
     "expand": lambda d: (lambda a, b, c: (aten.expand.default, [t(1, b, 1), [a, -1, c]]))(*d(3)),
     "expand_as": lambda d: (lambda a, b, c: (aten.expand_as.default, [t(1, b, 1), t(a, b, c)]))(*d(3)),
+    "broadcast_to": lambda d: (lambda a, b: (aten.broadcast_to.default, [t(1, b), [a, b]]))(*d(2)),
+    "broadcast_tensors": lambda d: (
+        lambda a, b: (aten.broadcast_tensors.default, [[t(a, b), t(b), t(a, 1)]])
+    )(*d(2)),
     "repeat": lambda d: (aten.repeat.default, [t(*d(2)), [2, 1, 3]]),
     "tile": lambda d: (aten.tile.default, [t(*d(2)), [2, 3]]),
     "repeat_interleave": lambda d: (aten.repeat_interleave.self_int, [t(*d(3)), 2, 1]),
@@ -224,7 +288,18 @@ CASES: dict[str, Case] = {
         lambda a, b, c, e: (aten.split_with_sizes.default, [t(e, a + b + c), [a, b, c], 1])
     )(*d(4)),
     "chunk": lambda d: (lambda a, b, c: (aten.chunk.default, [t(c, a * b), b, 1]))(*d(3)),
-    "cat": lambda d: (lambda a, b, c, e: (aten.cat.default, [[t(e, a), t(e, b), t(e, c)], 1]))(*d(4)),
+    "tensor_split": lambda d: _tensor_split(*d(3), d.of(0, 1, 2)),
+    "glu": lambda d: (lambda a, b: (aten.glu.default, [t(a, 2 * b), -1]))(*d(2)),
+    "topk": lambda d: (aten.topk.default, [t(*d(2), 4), 2, -1]),
+    "one_hot": lambda d: (aten.one_hot.default, [torch.randint(3, (d(), d())), 3]),
+    "meshgrid": lambda d: (
+        functools.partial(aten.meshgrid.indexing, indexing=d.of("ij", "xy")),
+        [[t(d()), t(d()), t(d())]],
+    ),
+    "index_add": lambda d: (
+        lambda a, b: (aten.index_add.default, [t(3, b), 0, torch.randint(3, (a,)), t(a, b)])
+    )(*d(2)),
+    **{name: joined(name) for name in ("cat", "concat", "concatenate")},
     "stack": lambda d: (lambda a, b: (aten.stack.default, [[t(a, b), t(a, b)], d.of(0, -1)]))(*d(2)),
     "roll": lambda d: (aten.roll.default, [t(*d(3)), [1], [1]]),
     "flip": lambda d: (aten.flip.default, [t(*d(3)), [0, 2]]),
@@ -235,6 +310,7 @@ CASES: dict[str, Case] = {
     "pad": lambda d: (aten.pad.default, [t(*d(3)), [1, 0]]),
     "constant_pad_nd": lambda d: (aten.constant_pad_nd.default, [t(*d(3)), [1, 0, 0, 2]]),
     "reflection_pad2d": lambda d: (aten.reflection_pad2d.default, [t(*d(2), 3, 3), [1, 1, 1, 1]]),
+    "replication_pad2d": lambda d: (aten.replication_pad2d.default, [t(*d(2), 3, 3), [1, 0, 1, 1]]),
     "im2col": lambda d: (aten.im2col.default, [t(*d(2), 4, 4), [2, 2], [1, 1], [0, 0], [2, 2]]),
     "col2im": lambda d: (
         aten.col2im.default,
@@ -243,6 +319,9 @@ CASES: dict[str, Case] = {
     "unfold": lambda d: (aten.unfold.default, [t(*d(2), 5), 2, 3, 1]),
     "grid_sampler": lambda d: (
         lambda b, c: (aten.grid_sampler.default, [t(b, c, 4, 4), t(b, 3, 3, 2), 0, 0, True])
+    )(*d(2)),
+    "grid_sampler_2d": lambda d: (
+        lambda b, c: (aten.grid_sampler_2d.default, [t(b, c, 4, 4), t(b, 3, 3, 2), 0, 0, True])
     )(*d(2)),
     "index": lambda d: (aten.index.Tensor, [t(*d(2), 4), [None, None, torch.tensor([[0, 1], [2, 3]])]]),
     "index_select": lambda d: (aten.index_select.default, [t(d(), 4), 1, torch.tensor([0, 2, 2])]),
@@ -286,12 +365,36 @@ def _group_norm(b, groups, inner, m):
     return aten.group_norm.default, [t(b, c, m + 1), groups, t(c), t(c)]
 
 
+def _instance_norm(b, c, m):
+    return aten.instance_norm.default, [t(b, c, m + 1), t(c), t(c), None, None, True, 0.1, 1e-5, False]
+
+
+def _tensordot(a, b, c, e):
+    return aten.tensordot.default, [t(a, b, c), t(c, e, b), [1, 2], [2, 0]]
+
+
+def _bilinear(n, i, j, k):
+    return aten.bilinear.default, [t(n, i), t(n, j), t(k, i, j), t(k)]
+
+
+def _tensor_split(a, b, c, which):
+    if which == 2:
+        return aten.tensor_split.sections, [t(c, 2 * a), 2, 1]
+    return aten.tensor_split.indices, [t(c, a + 2 * b), [a, a + b], 1] if which else [
+        t(c, 3 * a),
+        [a, 2 * a],
+        1,
+    ]
+
+
 def _einsum(b, h, i, j, d, which):
     equation, shapes = [
         ("bhid,bhjd->bhij", [(b, h, i, d), (b, h, j, d)]),
         ("bhij,bhjd->bihd", [(b, h, i, j), (b, h, j, d)]),
         ("bid,hde->bhie", [(b, i, d), (h, d, j)]),
         ("bhi->bi", [(b, h, i)]),
+        ("...id,ed->...ie", [(b, h, i, d), (j, d)]),
+        ("ik,kj", [(i, d), (d, j)]),
     ][which]
     return aten.einsum.default, [equation, [t(*s) for s in shapes]]
 

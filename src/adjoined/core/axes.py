@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -181,7 +182,7 @@ def find_axes(model: nn.Module, example: Example) -> Axes:
         walk_graph(graph.fx.nodes, walk, RULES, stored, graph.inputs)
     parameters = frozenset(aliases[name] for name, _ in model.named_parameters())
     _FOUND[model] = Axes(
-        axes=_collect(walk, parameters, captured.eval.fx),
+        axes=_collect(walk, parameters, captured),
         capture=captured,
         stored={key: tuple(leaves(d) for d in dims) for key, dims in walk.stored.items()},
         aliases=aliases,
@@ -228,8 +229,8 @@ def _module(node: Any) -> str:
     return str(stack[-1][0]) if stack else ""
 
 
-def _collect(walk: Walk, parameters: frozenset[str], graph: fx.Graph) -> tuple[Axis, ...]:
-    """Read the events of the walk; producers are counted in `graph` alone."""
+def _collect(walk: Walk, parameters: frozenset[str], captured: Capture) -> tuple[Axis, ...]:
+    """Read the events of the walk; producers are counted in the eval graph alone."""
     owners: dict[Atom, list[tuple[str, int]]] = defaultdict(list)
     for key, dims in walk.stored.items():
         for i, dim in enumerate(dims):
@@ -237,8 +238,8 @@ def _collect(walk: Walk, parameters: frozenset[str], graph: fx.Graph) -> tuple[A
                 owners[atom].append((key, i))
     owners = {a: o for a, o in owners.items() if any(key in parameters for key, _ in o)}
     pins, fixed = _pins(walk.pins)
-    marks = _marks(walk, graph)
-    uses, opaque = _uses(walk)
+    marks = _marks(walk, captured.eval.fx)
+    uses, opaque = _uses(walk, captured.constants.keys())
     widths = [
         a for a in owners if _is_width(a, owners[a], marks[a], a in uses, a in opaque, a in fixed, pins)
     ]
@@ -284,8 +285,8 @@ def _is_width(
     pins: Mapping[Atom, str],
 ) -> bool:
     """A width is made by a layer or summed over by one; places and counts are not, unless a layer does both to them."""
-    if fixed:
-        return bool(mark["produced"] and used)
+    if fixed or not atom.size:
+        return bool(atom.size and mark["produced"] and used)
     if not (mark["produced"] or mark["contracted"] or used or opaque):
         return False
     alone = len(owners) == 1 and not (used or opaque or mark["contracted"])
@@ -314,13 +315,15 @@ def _place(pin: Pin) -> str:
     return f" ({op_name(pin.node)}{', ' + line if line else ''})"
 
 
-def _uses(walk: Walk) -> tuple[dict[Atom, list[tuple[str, int]]], dict[Atom, bool]]:
-    """Where each atom is summed over against a stored tensor; opaque where the other factor is computed."""
+def _uses(
+    walk: Walk, constants: AbstractSet[str]
+) -> tuple[dict[Atom, list[tuple[str, int]]], dict[Atom, bool]]:
+    """Where each atom is summed over against a stored tensor; opaque where the other factor is computed, or a constant."""
     uses: dict[Atom, list[tuple[str, int]]] = defaultdict(list)
     opaque: dict[Atom, bool] = defaultdict(bool)
     for use in walk.uses:
         for atom in plain(use.dim):
-            if use.key is None or atom not in plain(walk.stored[use.key][use.index]):
+            if use.key is None or use.key in constants or atom not in plain(walk.stored[use.key][use.index]):
                 opaque[atom] = True
             elif (use.key, use.index) not in uses[atom]:
                 uses[atom].append((use.key, use.index))

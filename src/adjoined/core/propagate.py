@@ -4,7 +4,7 @@ What a rule finds out is noted as events over dimensions (fixed, pinned, heads, 
 is over, because a dimension noted early may get finer later (`dims.leaves`).
 """
 
-import math
+import functools
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,10 +19,12 @@ __all__ = [
     "Binding",
     "Call",
     "Dims",
+    "Outs",
     "Pin",
     "Rule",
     "Use",
     "Walk",
+    "alike",
     "hint",
     "op_name",
     "source_line",
@@ -30,7 +32,9 @@ __all__ = [
 ]
 
 Dims = tuple[Dim, ...]
-Rule = Callable[["Call"], "Dims | list[Dims | None] | None"]
+# The dimensions of every output, in order; None for an output that is no tensor.
+Outs = tuple[Dims | None, ...]
+Rule = Callable[["Call"], Outs]
 
 
 @dataclass(frozen=True)
@@ -243,22 +247,30 @@ def _apply(node: Node, walk: Walk, rules: Mapping[str, Rule]) -> Any:
         return None
     if not isinstance(node.target, torch._ops.OpOverload):
         return _unknown(node, walk, f"no rule for {node.target}")
-    call = Call(node, walk)
-    rule = rules.get(op_name(node))
-    if rule is None:
-        return _unknown(node, walk, f"no rule for {op_name(node)}")
+    name = op_name(node)
+    if name not in rules:
+        return _unknown(node, walk, f"no rule for {name}")
     try:
-        out = rule(call)
+        out = _checked(rules[name], Call(node, walk))
     except (Mismatch, NotImplementedError) as error:
-        return _unknown(
-            node, walk, f"{op_name(node)}: {error}" if str(error) else f"{op_name(node)} not followed"
-        )
-    if isinstance(out, list) and not many:
-        out = out[0]
-    got = [out] if isinstance(out, tuple) else out
-    assert got is not None
-    for dims, want in zip(got, call.outs, strict=True):
-        assert dims is None or tuple(size(d) for d in dims) == want, (node.format_node(), dims, want)
+        return _unknown(node, walk, f"{name}: {error}" if str(error) else f"{name} not followed")
+    except Exception as error:  # a rule that meets arguments it was not written for pins what it touches
+        said = f": {error}" if str(error) else ""
+        return _unknown(node, walk, f"{name} not followed ({type(error).__name__}{said})")
+    return list(out) if many else out[0]
+
+
+def _checked(rule: Rule, call: Call) -> Outs:
+    """What `rule` says of `call`; a dimension of another size than the operator gave raises Mismatch."""
+    out = rule(call)
+    if len(out) != len(call.outs):
+        raise Mismatch(f"{len(call.outs)} outputs, the rule knows {len(out)}")
+    for dims, want in zip(out, call.outs, strict=True):
+        have = tuple(size(d) for d in dims or ())
+        if have != want:
+            for dim in dims or ():
+                call.pin(dim, "not followed")
+            raise Mismatch(f"an output of {want}, the rule says {have}")
     return out
 
 
@@ -280,6 +292,16 @@ def _unknown(node: Node, walk: Walk, why: str) -> Any:
     return out if many else out[0]
 
 
+def alike(rules: "Mapping[str, Callable[[Call], Dims]]") -> dict[str, Rule]:
+    """Rules of operators all of whose outputs have the same dimensions; most have one output."""
+    return {name: _repeated(rule) for name, rule in rules.items()}
+
+
+@functools.cache
+def _repeated(rule: "Callable[[Call], Dims]") -> Rule:
+    return lambda call: (rule(call),) * len(call.outs)
+
+
 def op_name(node: Node) -> str:
     """`aten::add_` → `add`: in-place operators obey the rule of their plain form."""
     target: Any = node.target
@@ -296,10 +318,9 @@ def source_line(node: Node | None) -> str:
 
 
 def hint(value: Any) -> Any:
-    """The number behind a symbolic size, for the example that was captured."""
+    """The number behind a symbolic size, for the example that was captured; 0 where it depends on values."""
     if isinstance(value, torch.SymInt):
-        known = value.node.hint
-        return math.nan if known is None else int(known)
+        return int(value.node.hint or 0)
     return value
 
 

@@ -1,9 +1,12 @@
 """Sums of products: linear layers, matrix products, attention, convolutions. The only rules with multiply-adds."""
 
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
 from torch.fx import Node
 
 from adjoined.core.dims import Dim, fresh, leaves, regroup, size
-from adjoined.core.propagate import Call, Dims, Rule
+from adjoined.core.propagate import Call, Dims, Rule, alike
 
 
 def linear(call: Call) -> Dims:
@@ -19,14 +22,15 @@ def linear(call: Call) -> Dims:
 
 
 def matmul(call: Call) -> Dims:
-    """`matmul`, `mm`, `bmm`: the last dimension of the left meets the last but one of the right."""
-    first, second = ("self", "other") if "other" in call.args else ("self", "mat2")
+    """`matmul`, `mm`, `bmm`, `mv`, `dot`: the last dimension of the left meets the last but one of the right."""
+    first, second = [n for n in call.args if n in ("self", "other", "mat2", "vec", "tensor")]
     return _product(call, call[first], call[second])
 
 
 def addmm(call: Call) -> Dims:
-    names = ("mat1", "mat2") if "mat1" in call.args else ("batch1", "batch2")
-    out = _product(call, call[names[0]], call[names[1]])
+    """`addmm`, `baddbmm`, `addmv`: a product, and what is added to it."""
+    first, second = [n for n in call.args if n in ("mat1", "mat2", "batch1", "batch2", "mat", "vec")]
+    out = _product(call, call[first], call[second])
     bias = call.dims("self")
     for a, b in zip(bias, out[len(out) - len(bias) :], strict=True):
         if a:
@@ -35,12 +39,12 @@ def addmm(call: Call) -> Dims:
 
 
 def _product(call: Call, left: Node, right: Node) -> Dims:
+    """A vector on the left has no rows, one on the right no columns."""
     a, b = call.dims(left), call.dims(right)
-    if len(a) == 1 or len(b) == 1:
-        raise NotImplementedError("a product with a vector")
-    call.unify(a[-1], b[-2])
+    rows, columns, summed = a[-2:-1], b[-1:] if len(b) > 1 else (), max(len(b) - 2, 0)
+    call.unify(a[-1], b[summed])
     lead, batch = max(len(a), len(b)) - 2, []
-    wide_a, wide_b = ((),) * (lead + 2 - len(a)) + a[:-2], ((),) * (lead + 2 - len(b)) + b[:-2]
+    wide_a, wide_b = (((),) * (lead + 2 - max(len(x), 2)) + x[:-2] for x in (a, b))
     for x, y in zip(wide_a, wide_b, strict=True):
         if x and y:
             call.unify(x, y)
@@ -50,13 +54,13 @@ def _product(call: Call, left: Node, right: Node) -> Dims:
             call.mark(dim, "heads")
         call.mark(a[-1], "contracted")
     else:
-        weight, index, out = (
-            (left, len(a) - 1, a[-2]) if call.is_active(right) else (right, len(b) - 2, b[-1])
-        )
+        to_right = call.is_active(right)
+        weight, index, out = (left, len(a) - 1, rows) if to_right else (right, summed, columns)
         _weigh(call, right if weight is left else left, weight, a[-1], index)
-        call.mark(out, "produced")
-    call.cost(*batch, a[-2], a[-1], b[-1])
-    return (*batch, a[-2], b[-1])
+        for dim in out:
+            call.mark(dim, "produced")
+    call.cost(*batch, *rows, a[-1], *columns)
+    return (*batch, *rows, *columns)
 
 
 def _weigh(call: Call, x: Node, weight: Node, dim: Dim, index: int) -> None:
@@ -101,20 +105,41 @@ def attention(call: Call) -> Dims:
 
 def einsum(call: Call) -> Dims:
     """Equal letters are one axis; letters that are missing on the right are summed over."""
-    equation, nodes = call["equation"].replace(" ", ""), call["tensors"]
-    lhs, arrow, rhs = equation.partition("->")
-    if "." in lhs or not arrow:
-        raise NotImplementedError(f"einsum {equation!r}")
-    letters: dict[str, Dim] = {}
-    for term, node in zip(lhs.split(","), nodes, strict=True):
-        for letter, dim in zip(term, call.dims(node), strict=True):
-            if letters.get(letter) and dim:
-                call.unify(letters[letter], dim)
-            letters[letter] = letters.get(letter) or dim
-    terms, active = lhs.split(","), [call.is_active(n) for n in nodes]
-    for letter, dim in letters.items():
-        holders = [i for i, term in enumerate(terms) if letter in term]
-        if letter in rhs:
+    lhs, arrow, rhs = call["equation"].replace(" ", "").partition("->")
+    nodes = call["tensors"]
+    terms = [_labels(t, len(call.shape(n))) for t, n in zip(lhs.split(","), nodes, strict=True)]
+    if arrow:
+        return _sum_of_products(call, nodes, terms, _labels(rhs, len(call.out)))
+    counts = Counter(label for term in terms for label in term)
+    once = sorted(label for label in counts if counts[label] == 1 and not label.isdigit())
+    return _sum_of_products(call, nodes, terms, [*(str(i) for i in _dotted(counts)), *once])
+
+
+def _labels(term: str, ndim: int) -> list[str]:
+    """A label for each dimension; those under `...` are numbers, counted from the right."""
+    before, dots, after = term.partition("...")
+    missing = ndim - len(before) - len(after)
+    return [*before, *(str(i) for i in range(missing - 1, -1, -1) if dots), *after]
+
+
+def _dotted(labels: Iterable[str]) -> list[int]:
+    return sorted((int(label) for label in labels if label.isdigit()), reverse=True)
+
+
+def _sum_of_products(
+    call: Call, nodes: Sequence[Node], terms: Sequence[Sequence[str]], rhs: Sequence[str]
+) -> Dims:
+    """Σ over the labels that are missing in `rhs` of the product of `nodes`, whose dimensions `terms` label."""
+    labels: dict[str, Dim] = {}
+    for term, node in zip(terms, nodes, strict=True):
+        for label, dim in zip(term, call.dims(node), strict=True):
+            if labels.get(label) and dim:
+                call.unify(labels[label], dim)
+            labels[label] = labels.get(label) or dim
+    active = [call.is_active(n) for n in nodes]
+    for label, dim in labels.items():
+        holders = [i for i, term in enumerate(terms) if label in term]
+        if label in rhs:
             if len(nodes) > 1 and len(holders) == len(nodes) and all(active):
                 call.mark(dim, "heads")
             elif len(holders) == 1 and not active[holders[0]] and any(active):
@@ -125,12 +150,45 @@ def einsum(call: Call) -> Dims:
             call.mark(dim, "contracted")
         elif len(holders) == 2 and any(active[i] for i in holders):
             weight = next(i for i in holders if not active[i])
-            call.use(nodes[weight], terms[weight].index(letter), dim)
+            call.use(nodes[weight], list(terms[weight]).index(label), dim)
         else:
             call.mark(dim, "reduced")
     if len(nodes) > 1:
-        call.cost(*letters.values())
-    return tuple(letters[letter] for letter in rhs)
+        call.cost(*labels.values())
+    return tuple(labels[label] for label in rhs)
+
+
+def inner(call: Call) -> Dims:
+    """The last dimensions of both meet."""
+    a, b = (len(call.shape(name)) for name in ("self", "other"))
+    left, right = [f"a{i}" for i in range(a - 1)], [f"b{i}" for i in range(b - 1)]
+    nodes = [call["self"], call["other"]]
+    return _sum_of_products(call, nodes, [[*left, "k"], [*right, "k"]], [*left, *right])
+
+
+def outer(call: Call) -> Dims:
+    return _sum_of_products(call, [call["self"], call["vec2"]], [["a"], ["b"]], ["a", "b"])
+
+
+def tensordot(call: Call) -> Dims:
+    """`dims_self` of the left meet `dims_other` of the right, in this order."""
+    nodes = [call["self"], call["other"]]
+    terms = [[f"{side}{i}" for i in range(len(call.shape(n)))] for side, n in zip("ab", nodes, strict=True)]
+    gone = set()
+    for i, j in zip(call["dims_self"], call["dims_other"], strict=True):
+        terms[1][j] = terms[0][i]
+        gone.add(terms[0][i])
+    return _sum_of_products(call, nodes, terms, [t for term in terms for t in term if t not in gone])
+
+
+def bilinear(call: Call) -> Dims:
+    """y_k = x₁ᵀ W_k x₂ + b_k."""
+    lead = [f"n{i}" for i in range(len(call.out) - 1)]
+    nodes = [call["input1"], call["weight"], call["input2"]]
+    out = _sum_of_products(call, nodes, [[*lead, "i"], ["k", "i", "j"], [*lead, "j"]], [*lead, "k"])
+    if call["bias"] is not None:
+        call.unify(call.dims("bias")[0], out[-1])
+    return out
 
 
 def conv(call: Call) -> Dims:
@@ -188,13 +246,19 @@ def embedding(call: Call) -> Dims:
     return (*call.dims("indices"), w[1] if w[1] else fresh(1))
 
 
-RULES: dict[str, Rule] = {
-    **dict.fromkeys(["matmul", "mm", "bmm"], matmul),
-    **dict.fromkeys(["addmm", "baddbmm"], addmm),
-    **dict.fromkeys(["conv1d", "conv2d", "conv3d"], conv),
-    **dict.fromkeys(["conv_transpose1d", "conv_transpose2d", "conv_transpose3d"], conv_transpose),
-    "linear": linear,
-    "scaled_dot_product_attention": attention,
-    "einsum": einsum,
-    "embedding": embedding,
-}
+RULES: dict[str, Rule] = alike(
+    {
+        **dict.fromkeys(["matmul", "mm", "bmm", "mv", "dot"], matmul),
+        **dict.fromkeys(["addmm", "baddbmm", "addmv"], addmm),
+        **dict.fromkeys(["conv1d", "conv2d", "conv3d"], conv),
+        **dict.fromkeys(["conv_transpose1d", "conv_transpose2d", "conv_transpose3d"], conv_transpose),
+        "linear": linear,
+        "scaled_dot_product_attention": attention,
+        "einsum": einsum,
+        "inner": inner,
+        "outer": outer,
+        "tensordot": tensordot,
+        "bilinear": bilinear,
+        "embedding": embedding,
+    }
+)

@@ -3,8 +3,8 @@
 import torch
 from torch.fx import Node
 
-from adjoined.core.dims import Dim, fresh
-from adjoined.core.propagate import Call, Dims, Rule, hint
+from adjoined.core.dims import Dim, fresh, size
+from adjoined.core.propagate import Call, Dims, Rule, alike
 
 
 def filled(call: Call) -> Dims:
@@ -64,22 +64,62 @@ def gather(call: Call) -> Dims:
     return picks
 
 
+def index_add(call: Call) -> Dims:
+    """`index_add`, `index_copy`: rows of `source` go to places along `dim`; the other dimensions are one."""
+    x, source = call.dims("self"), call.dims("source")
+    for dim in call.dims("index"):
+        call.fix(dim, "it indexes")
+    at = call["dim"] % len(x)
+    for i, (a, b) in enumerate(zip(x, source, strict=True)):
+        if i == at:
+            call.fix((*a, *b), "indexed by a tensor")
+        else:
+            call.unify(a, b)
+    return x
+
+
+def scatter(call: Call) -> Dims:
+    """Along `dim` by an index of the same rank; the other dimensions are one where the index covers them."""
+    x = call.dims("self")
+    at = call["dim"] % len(x)
+    for name in ("index", "src"):
+        if not isinstance(call.get(name), Node):
+            continue
+        for i, (a, b) in enumerate(zip(x, call.dims(name), strict=True)):
+            if i == at:
+                call.fix((*a, *b), "indexed by a tensor")
+            elif size(a) == size(b):
+                call.unify(a, b)
+            else:
+                call.pin((*a, *b), "scattered in part")
+    return x
+
+
 def one_hot(call: Call) -> Dims:
-    return (*call.dims("self"), call.fixed(hint(call.out[-1]), "classes"))
+    return (*call.dims("self"), call.fixed(call.out[-1], "classes"))
 
 
-def meshgrid(call: Call) -> list[Dims | None]:
-    return [tuple(call.fixed(n, "a grid made inside the model") for n in out) for out in call.outs]
+def meshgrid(call: Call) -> Dims:
+    """Every output has the dimension of each vector, the first two swapped for `xy`."""
+    out = [call.dims(n)[0] if call.shape(n) else () for n in call["tensors"]]
+    if call.get("indexing") == "xy":
+        out[:2] = out[1::-1]
+    return tuple(out)
 
 
-RULES: dict[str, Rule] = {
-    **dict.fromkeys(
-        "zeros ones full empty rand randn new_zeros new_ones new_full new_empty scalar_tensor".split(), filled
-    ),
-    **dict.fromkeys("arange linspace eye randperm randint tril_indices".split(), counted),
-    "index": index,
-    "index_select": index_select,
-    "gather": gather,
-    "one_hot": one_hot,
-    "meshgrid": meshgrid,
-}
+RULES: dict[str, Rule] = alike(
+    {
+        **dict.fromkeys(
+            "zeros ones full empty rand randn new_zeros new_ones new_full new_empty scalar_tensor".split(),
+            filled,
+        ),
+        **dict.fromkeys("arange linspace eye randperm randint tril_indices".split(), counted),
+        **dict.fromkeys(["index_add", "index_copy"], index_add),
+        **dict.fromkeys(["scatter", "scatter_add"], scatter),
+        "index": index,
+        "index_select": index_select,
+        "gather": gather,
+        "one_hot": one_hot,
+        "meshgrid": meshgrid,
+    }
+)

@@ -1,7 +1,10 @@
 """Operators that reduce: normalisations, softmax, means and norms."""
 
+import operator
+
 from adjoined.core.dims import Dim, regroup, size
-from adjoined.core.propagate import Call, Dims, Rule
+from adjoined.core.propagate import Call, Dims, Rule, alike
+from adjoined.core.rules.pointwise import binary
 
 
 def layer_norm(call: Call) -> Dims:
@@ -24,6 +27,8 @@ def batch_norm(call: Call) -> Dims:
     for name in ("weight", "bias", "running_mean", "running_var"):
         if call.get(name) is not None:
             call.unify(x[1], call.dims(name)[0])
+    for dim in (x[0], *x[2:]) if call["training"] else ():
+        call.mark(dim, "reduced")
     return x
 
 
@@ -42,6 +47,17 @@ def group_norm(call: Call) -> Dims:
     else:
         call.fix(inner, "channels of one group")
     return call.dims("input")
+
+
+def instance_norm(call: Call) -> Dims:
+    """Each channel, dimension 1, is normalised by itself over what comes after it."""
+    x = call.dims("input")
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        if call.get(name) is not None:
+            call.unify(x[1], call.dims(name)[0])
+    for dim in x[2:]:
+        call.mark(dim, "normalised")
+    return x
 
 
 def softmax(call: Call) -> Dims:
@@ -68,8 +84,12 @@ def reduction(call: Call) -> Dims:
     return tuple(() if i in gone else dim for i, dim in enumerate(x) if keep or i not in gone)
 
 
-def reductions(call: Call) -> list[Dims | None]:
-    return [reduction(call)] * len(call.outs)
+def extreme(call: Call) -> Dims:
+    """`max`, `min` over a dimension, with places that are counted where they are asked for; of two tensors; of all."""
+    if "other" in call.args:
+        return binary(call)
+    asked = {n.args[1] for n in call.node.users if n.target is operator.getitem}
+    return arg_reduction(call) if 1 in asked else reduction(call)
 
 
 def norm(call: Call) -> Dims:
@@ -82,23 +102,28 @@ def norm(call: Call) -> Dims:
 
 
 def arg_reduction(call: Call) -> Dims:
-    out = reduction(call)
+    """Whose result says at which place: `argmax`, `kthvalue`, `median`, `mode`."""
     x = call.dims("self")
     which: list[Dim] = list(x) if call.get("dim") is None else [x[call["dim"] % len(x)]]
     for dim in which:
         call.pin(dim, "positions in it are counted")
-    return out
+    return reduction(call)
 
 
-RULES: dict[str, Rule] = {
-    **dict.fromkeys(["layer_norm", "rms_norm"], layer_norm),
-    **dict.fromkeys(["softmax", "_softmax", "log_softmax", "_log_softmax"], softmax),
-    **dict.fromkeys(
-        ["mean", "sum", "amax", "amin", "prod", "std", "var", "any", "all", "logsumexp"], reduction
-    ),
-    **dict.fromkeys(["max", "min", "var_mean", "std_mean"], reductions),
-    **dict.fromkeys(["linalg_vector_norm", "norm"], norm),
-    **dict.fromkeys(["argmax", "argmin"], arg_reduction),
-    "batch_norm": batch_norm,
-    "group_norm": group_norm,
-}
+RULES: dict[str, Rule] = alike(
+    {
+        **dict.fromkeys(["layer_norm", "rms_norm"], layer_norm),
+        **dict.fromkeys(["softmax", "_softmax", "log_softmax", "_log_softmax"], softmax),
+        **dict.fromkeys(
+            ["mean", "sum", "amax", "amin", "aminmax", "prod", "std", "var", "any", "all", "logsumexp"],
+            reduction,
+        ),
+        **dict.fromkeys(["var_mean", "std_mean", "nansum", "nanmean"], reduction),
+        **dict.fromkeys(["max", "min"], extreme),
+        **dict.fromkeys(["linalg_vector_norm", "norm"], norm),
+        **dict.fromkeys(["argmax", "argmin", "kthvalue", "median", "nanmedian", "mode"], arg_reduction),
+        "batch_norm": batch_norm,
+        "group_norm": group_norm,
+        "instance_norm": instance_norm,
+    }
+)

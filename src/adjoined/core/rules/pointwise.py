@@ -5,30 +5,38 @@ from collections.abc import Sequence
 from torch.fx import Node
 
 from adjoined.core.dims import Dim, fresh
-from adjoined.core.propagate import Call, Dims, Rule, op_name
+from adjoined.core.propagate import Call, Dims, Rule, alike, op_name
 
 UNARY = """
     abs alias bitwise_not ceil celu clamp clamp_max clamp_min clone contiguous cos deg2rad detach dropout elu erf exp
     expm1 floor gelu hardsigmoid hardswish hardtanh isfinite isinf isnan leaky_relu lift_fresh_copy log log1p
     log_sigmoid logical_not mish neg ones_like rand_like randn_like reciprocal relu relu6 round rsqrt selu sigmoid
-    sign silu sin softplus softsign sqrt square tan tanh to trunc zero zeros_like full_like empty_like bernoulli
-    nan_to_num _to_copy type_as to_copy threshold alpha_dropout feature_dropout fill
+    sign silu sin softplus sqrt square tan tanh to trunc zero zeros_like full_like empty_like bernoulli
+    nan_to_num hardshrink softshrink log2 log10 logit erfc sinh cosh asin acos atan frac
+    acosh asinh atanh positive exp2 sinc sgn rad2deg digamma lgamma erfinv i0 conj_physical resolve_conj resolve_neg
+    alias_copy real special_ndtr special_entr special_i0e special_i1 special_i1e special_erfcx special_log_ndtr _to_copy type_as threshold alpha_dropout feature_dropout fill
 """.split()
 BINARY = """
     add addcdiv addcmul atan2 bitwise_and bitwise_or div eq floor_divide fmod ge gt le lerp logical_and logical_or
-    logical_xor lt masked_fill maximum minimum mul ne pow remainder rsub sub where __and __or xlogy
+    logical_xor lt masked_fill maximum minimum mul ne pow remainder rsub sub where hypot logaddexp logaddexp2 copysign true_divide fmax fmin
+    heaviside float_power special_xlog1py __and __or xlogy
 """.split()
 # Functions that make a sum of inputs a unit of its own: what passes one between two layers is a hidden unit.
 ACTIVATIONS = {
     *"celu elu erf gelu hardsigmoid hardswish hardtanh leaky_relu log_sigmoid mish relu relu6 rrelu selu".split(),
-    *"sigmoid silu softplus softsign tanh threshold".split(),
+    *"sigmoid silu softplus tanh threshold".split(),
 }
 SAME_ORIGIN = {"alias", "clone", "contiguous", "detach", "to", "type_as", "lift_fresh_copy"}
 
 
 def unary(call: Call) -> Dims:
-    """The first tensor gives the axes; `type_as` and the like take only a type from the others."""
+    """The first tensor gives the axes; `type_as` and `to` take only a type from the other.
+
+    With bounds or values that are tensors (`clamp`, `fill`) all of them meet, as in `binary`.
+    """
     first, name = call.tensors()[0], op_name(call.node)
+    if name not in SAME_ORIGIN and len(call.tensors()) > 1:
+        return binary(call)
     if first in call.walk.origin and name in SAME_ORIGIN:
         call.walk.origin[call.node] = call.walk.origin[first]
     dims = call.dims(first)
@@ -82,9 +90,12 @@ def prelu(call: Call) -> Dims:
     return x
 
 
-RULES: dict[str, Rule] = {
-    **dict.fromkeys(UNARY, unary),
-    **dict.fromkeys(BINARY, binary),
-    "copy": copy,
-    "prelu": prelu,
-}
+RULES: dict[str, Rule] = alike(
+    {
+        **dict.fromkeys(UNARY, unary),
+        **dict.fromkeys(BINARY, binary),
+        "broadcast_tensors": binary,
+        "copy": copy,
+        "prelu": prelu,
+    }
+)

@@ -1,7 +1,7 @@
 """Pooling, resizing, padding, unfolding: positions change, widths are carried."""
 
 from adjoined.core.dims import regroup, size
-from adjoined.core.propagate import Call, Dims, Rule
+from adjoined.core.propagate import Call, Dims, Rule, alike
 
 
 def _rank(call: Call) -> int:
@@ -16,10 +16,6 @@ def pool(call: Call) -> Dims:
     for dim in x[-rank:]:
         call.fix(dim, "positions")
     return (*x[:-rank], *(call.fixed(n, "positions") for n in call.out[-rank:]))
-
-
-def pools(call: Call) -> list[Dims | None]:
-    return [pool(call)] * len(call.outs)
 
 
 def pad(call: Call) -> Dims:
@@ -67,20 +63,24 @@ def grid_sampler(call: Call) -> Dims:
     return (b, c, *(call.fixed(n, "positions") for n in call.out[2:]))
 
 
-RULES: dict[str, Rule] = {
-    **dict.fromkeys(
-        [
-            *(f"{kind}_pool{r}d" for r in (1, 2, 3) for kind in ("avg", "max", "adaptive_avg")),
-            *(f"upsample_nearest{r}d" for r in (1, 2, 3)),
-            *("upsample_linear1d", "upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d"),
-            *("_upsample_bicubic2d_aa", "_upsample_bilinear2d_aa"),
-        ],
-        pool,
-    ),
-    **dict.fromkeys(["adaptive_max_pool1d", "adaptive_max_pool2d", "max_pool2d_with_indices"], pools),
-    **dict.fromkeys(["pad", "constant_pad_nd", "reflection_pad2d", "replication_pad2d"], pad),
-    **dict.fromkeys(["grid_sampler", "grid_sampler_2d"], grid_sampler),
-    "im2col": im2col,
-    "col2im": col2im,
-    "unfold": unfold,
-}
+RULES: dict[str, Rule] = alike(
+    {
+        **dict.fromkeys(
+            [
+                *(f"{kind}_pool{r}d" for r in (1, 2, 3) for kind in ("avg", "max", "adaptive_avg")),
+                *(f"upsample_nearest{r}d" for r in (1, 2, 3)),
+                *("upsample_linear1d", "upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d"),
+                *("_upsample_bicubic2d_aa", "_upsample_bilinear2d_aa"),
+            ],
+            pool,
+        ),
+        **dict.fromkeys([f"max_pool{r}d_with_indices" for r in (1, 2, 3)], pool),
+        **dict.fromkeys([f"_upsample_nearest_exact{r}d" for r in (1, 2, 3)], pool),
+        **dict.fromkeys(["adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d"], pool),
+        **dict.fromkeys(["pad", "constant_pad_nd", "reflection_pad2d", "replication_pad2d"], pad),
+        **dict.fromkeys(["grid_sampler", "grid_sampler_2d"], grid_sampler),
+        "im2col": im2col,
+        "col2im": col2im,
+        "unfold": unfold,
+    }
+)

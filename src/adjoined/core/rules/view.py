@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from adjoined.core.dims import Dim, Mismatch, concat, fresh, leaves, regroup, size, split_parts
-from adjoined.core.propagate import Call, Dims, Rule, hint
+from adjoined.core.propagate import Call, Dims, Outs, Rule, alike, hint
 
 
 def reshape(call: Call) -> Dims:
@@ -18,6 +18,8 @@ def reshape(call: Call) -> Dims:
 
 
 def _regroup_segments(call: Call, dims: Dims, have: Sequence[int], want: Sequence[int]) -> Dims:
+    if 0 in have or 0 in want:
+        raise Mismatch("a size that is zero or depends on values")
     out: dict[int, Dim] = {j: () for j, n in enumerate(want) if n == 1}
     left = [i for i, n in enumerate(have) if n != 1]
     right = [j for j, n in enumerate(want) if n != 1]
@@ -58,17 +60,23 @@ def permute(call: Call) -> Dims:
 
 
 def transpose(call: Call) -> Dims:
-    dims = list(call.dims("self"))
+    """Two dimensions change places: those named, the last two (`mT`), the only two (`t`)."""
+    dims = call.dims("self")
     order = list(range(len(dims)))
     if len(dims) > 1:
-        i, j = (call.get(a, d) % len(dims) for a, d in zip(_swap_names(call), (0, 1), strict=True))
-        order[i], order[j] = j, i
+        names = [n for n in call.args if n.startswith(("dim", "axis"))]
+        i, j = (call[n] % len(dims) for n in names) if names else (-2, -1)
+        order[i], order[j] = order[j], order[i]
     call.carry_origin("self", order)
     return tuple(dims[k] for k in order)
 
 
-def _swap_names(call: Call) -> tuple[str, str]:
-    return ("axis0", "axis1") if "axis0" in call.args else ("dim0", "dim1")
+def reverse(call: Call) -> Dims:
+    """`x.T` of any rank."""
+    dims = call.dims("self")
+    order = list(reversed(range(len(dims))))
+    call.carry_origin("self", order)
+    return tuple(dims[k] for k in order)
 
 
 def movedim(call: Call) -> Dims:
@@ -151,11 +159,11 @@ def select(call: Call) -> Dims:
     return dims[:at] + dims[at + 1 :]
 
 
-def unbind(call: Call) -> list[Dims | None]:
+def unbind(call: Call) -> Dims:
     dims = call.dims("self")
     at = call.get("dim", 0) % len(dims)
     call.fix(dims[at], "it is taken apart")
-    return [dims[:at] + dims[at + 1 :]] * len(call.outs)
+    return dims[:at] + dims[at + 1 :]
 
 
 def slice_(call: Call) -> Dims:
@@ -198,37 +206,63 @@ def _take(call: Call, dim: Dim, n: int, start: int, length: int) -> tuple[Dim, D
     return (parts[0], parts[1]) if start else ((), parts[0])
 
 
-def split(call: Call) -> list[Dims | None]:
-    """`split`, `split_with_sizes`, `chunk`: equal parts share an axis, unlike parts get one each."""
+def split(call: Call) -> Outs:
+    """`split`, `split_with_sizes`, `chunk`, `tensor_split`: equal parts share an axis, unlike parts get one each."""
     dims = call.dims("self")
     at = call.get("dim", 0) % len(dims)
     sizes = [out[at] for out in call.outs]
-    name = next((n for n in ("split_sizes", "split_size") if n in call.args), None)
     try:
         parts = _parts(call, dims[at], sizes)
     except Mismatch as error:
         call.pin(dims[at], f"it is split: {error}")
         parts = [call.pinned(n, "a part", dims[at]) for n in sizes]
-    if name is not None:
-        literal = call[name]
-        for i, part in enumerate(parts if isinstance(literal, (list, tuple)) else parts[:1]):
-            call.bind(name, i if isinstance(literal, (list, tuple)) else None, part)
-    return [(*dims[:at], part, *dims[at + 1 :]) for part in parts]
+    if not _bind_parts(call, parts):
+        call.pin(dims[at], "it is split at a place that is counted otherwise")
+        for part in parts:
+            call.pin(part, "it is split at a place that is counted otherwise")
+    return tuple((*dims[:at], part, *dims[at + 1 :]) for part in parts)
+
+
+def _bind_parts(call: Call, parts: Sequence[Dim]) -> bool:
+    """Note which literals are sizes of the parts, or the places where they end."""
+    name = next((n for n in ("split_sizes", "split_size", "indices") if n in call.args), None)
+    if name is None:
+        return True
+    if not isinstance(call[name], (list, tuple)):
+        return call.bind(name, None, parts[0])
+    if name != "indices":
+        return all(call.bind(name, i, part) for i, part in enumerate(parts))
+    shared = len(set(parts)) == 1
+    ends = [(parts[0], i) if shared else (concat(parts[:i]), 1) for i in range(1, len(parts))]
+    return all(call.bind(name, i, end, scale) for i, (end, scale) in enumerate(ends))
 
 
 def _parts(call: Call, dim: Dim, sizes: list[int]) -> list[Dim]:
+    if 0 in sizes:
+        raise Mismatch("a part is empty")
     atoms = leaves(dim)
     if len(set(sizes)) == 1 and not (len(atoms) == 1 and atoms[0].parts):
         outer, part = regroup(dim, [len(sizes), sizes[0]])
         call.fix(outer, "equal parts of it are taken")
         return [part] * len(sizes)
+    by_number = {"chunks", "sections"} & call.args.keys() or isinstance(call.args.get("split_size"), int)
+    if by_number and len(sizes) > 1:
+        raise Mismatch("unequal parts")
     if len(atoms) == 1:
-        if "chunks" in call.args:
-            raise Mismatch("unequal chunks")
         return split_parts(dim, sizes)
     unit = math.gcd(*sizes)
     outer, part = regroup(dim, [size(dim) // unit, unit])
     return [(*some, *part) for some in split_parts(outer, [n // unit for n in sizes])]
+
+
+def halved(call: Call) -> Dims:
+    """`glu(x) = a · sigmoid(b)`, a and b the halves of x along `dim`."""
+    x = list(call.dims("self"))
+    at = call.get("dim", -1) % len(x)
+    outer, x[at] = regroup(x[at], [2, call.out[at]])
+    call.fix(outer, "equal parts of it are taken")
+    call.mark(x[at], "activated")
+    return tuple(x)
 
 
 def cat(call: Call) -> Dims:
@@ -281,10 +315,27 @@ def stack(call: Call) -> Dims:
 def ordered(call: Call) -> Dims:
     """Operators whose result depends on the order of the entries along a dimension: that dimension stays whole."""
     dims = call.dims("self")
-    which = call.get("dims", call.get("dim", list(range(len(dims)))))
+    which = call.get("dims", call.get("dim"))
+    if which is None or which == []:
+        which = list(range(len(dims)))
     for d in [which] if isinstance(which, int) else which:
         call.pin(dims[d % len(dims)], "the order of its entries matters")
     return dims
+
+
+def triangle(call: Call) -> Dims:
+    dims = call.dims("self")
+    for dim in dims[-2:]:
+        call.pin(dim, "the order of its entries matters")
+    return dims
+
+
+def topk(call: Call) -> Dims:
+    dims = list(call.dims("self"))
+    at = call.get("dim", -1) % len(dims)
+    call.pin(dims[at], "the order of its entries matters")
+    dims[at] = call.fixed(call.out[at], "the largest of it")
+    return tuple(dims)
 
 
 def pixel_shuffle(call: Call) -> Dims:
@@ -296,26 +347,32 @@ def pixel_shuffle(call: Call) -> Dims:
     return (*lead, out, (*h, *rh), (*w, *rw))
 
 
-RULES: dict[str, Rule] = {
-    **dict.fromkeys(["reshape", "view", "flatten", "_unsafe_view", "_reshape_alias"], reshape),
-    **dict.fromkeys(["reshape_as", "view_as"], reshape_as),
-    **dict.fromkeys(["transpose", "swapaxes", "swapdims", "t", "numpy_T", "mT"], transpose),
-    **dict.fromkeys(["split", "split_with_sizes", "chunk"], split),
-    **dict.fromkeys(["repeat", "tile"], repeat),
-    **dict.fromkeys(["cat", "concat", "concatenate"], cat),
-    **dict.fromkeys(["roll", "flip", "cumsum", "cumprod", "tril", "triu", "sort"], ordered),
-    "unflatten": unflatten,
-    "permute": permute,
-    "movedim": movedim,
-    "squeeze": squeeze,
-    "unsqueeze": unsqueeze,
-    "expand": expand,
-    "expand_as": expand_as,
-    "repeat_interleave": repeat_interleave,
-    "select": select,
-    "unbind": unbind,
-    "slice": slice_,
-    "narrow": slice_,
-    "stack": stack,
-    "pixel_shuffle": pixel_shuffle,
-}
+RULES: dict[str, Rule] = alike(
+    {
+        **dict.fromkeys(["reshape", "view", "flatten", "_unsafe_view"], reshape),
+        **dict.fromkeys(["reshape_as", "view_as"], reshape_as),
+        **dict.fromkeys(["transpose", "swapaxes", "swapdims", "t", "mT"], transpose),
+        "numpy_T": reverse,
+        **dict.fromkeys(["repeat", "tile"], repeat),
+        **dict.fromkeys(["cat", "concat", "concatenate"], cat),
+        **dict.fromkeys(["roll", "flip", "cumsum", "cumprod", "cummax", "cummin", "logcumsumexp"], ordered),
+        **dict.fromkeys(["sort", "argsort"], ordered),
+        **dict.fromkeys(["tril", "triu"], triangle),
+        "topk": topk,
+        "glu": halved,
+        "unflatten": unflatten,
+        "permute": permute,
+        "movedim": movedim,
+        "squeeze": squeeze,
+        "unsqueeze": unsqueeze,
+        **dict.fromkeys(["expand", "broadcast_to"], expand),
+        "expand_as": expand_as,
+        "repeat_interleave": repeat_interleave,
+        "select": select,
+        "unbind": unbind,
+        "slice": slice_,
+        "narrow": slice_,
+        "stack": stack,
+        "pixel_shuffle": pixel_shuffle,
+    }
+) | dict.fromkeys(["split", "split_with_sizes", "chunk", "tensor_split"], split)
