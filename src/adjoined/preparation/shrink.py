@@ -4,7 +4,7 @@ import copy
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +58,6 @@ def shrink(
     order: Order = "activation",
     allocation: Allocation = "measured",
     distance: Callable[[Any, Any], Tensor] | None = None,
-    axes: Axes | None = None,
 ) -> tuple[Network, ShrinkResult]:
     """Cut a trained network to a size and repair it in closed form; `model` stays as it is.
 
@@ -70,7 +69,6 @@ def shrink(
         order, allocation: as in `prepare`; every entry is ranked by activations, since compensation repairs what the
             kept entries predict.
         distance: (large output, small output) → a number; `output_distance` if left out.
-        axes: those of `find_axes(model, …)`; found from the first batch if left out.
 
     Returns the small network in eval mode and what was done.
 
@@ -78,59 +76,60 @@ def shrink(
         PlanError: a size that cannot be met. AdjoinedError: no batches, activations that are not finite.
     """
     start = time.perf_counter()
+    distance = distance or output_distance
     device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     statistics, measuring = calibration_batches(batches, device)
     large = copy.deepcopy(model).eval()
     example = pytree.tree_map(lambda t: t[:2] if isinstance(t, Tensor) and t.ndim else t, statistics[0])
-    axes = (
-        find_axes(large, example)
-        if axes is None
-        else find_axes(large, axes.capture.example[1] or axes.capture.example[0])
-    )
+    axes = find_axes(large, example)  # of the copy
     if plan is None:
-        size = 0.5 if alpha is None and macs is None and params is None else macs
-        plan = axes.plan(alpha, scope=scope, macs=size, params=params)
-        order_entries(large, axes, [plan], statistics, order=order)
-        if allocation == "measured" and alpha is None:
-            what, budget = ("params", params) if params is not None else ("macs", size)
-            assert budget is not None
-            (plan,) = allocate_budgets(
-                large,
-                axes,
-                statistics,
-                measuring,
-                what,
-                [budget],
-                scope=scope,
-                loss=distance or output_distance,
-            )
+        size = {"alpha": alpha, "macs": macs, "params": params}
+        size = size if any(v is not None for v in size.values()) else {**size, "macs": 0.5}
+        plan = _size(large, axes, statistics, measuring, size, scope, order, allocation, distance)
     else:
         order_entries(large, axes, [plan], statistics, order=order)
     result = compensate(large, axes, plan, measuring)
     twin = Adjoined(large, plan, axes=axes).eval()
-    tensors = {name: t.detach() for name, t in twin.small_tensors().items()}
-    apart = distance or output_distance
-    raw = _distance(large, twin, tensors, measuring, apart)
-    repaired = tensors | {
-        name: result.tensors[key]
-        for name in tensors
-        if (key := axes.aliases.get(name, name)) in result.tensors
-    }
-    net = twin.small()
+    cut = {name: t.detach() for name, t in twin.small_tensors().items()}
+    solved = {name: result.tensors.get(axes.aliases.get(name, name), t) for name, t in cut.items()}
+    net = twin.small().eval()
     with torch.no_grad():
         for name, parameter in net.named_parameters():
-            parameter.copy_(repaired[name])
+            parameter.copy_(solved[name])
+    before, after = (_distance(large, twin, t, measuring, distance) for t in (cut, solved))
     costs = axes.cost(), axes.cost(plan)
-    return net.eval(), ShrinkResult(
+    return net, ShrinkResult(
         plan=plan,
-        distance=_distance(large, twin, repaired, measuring, apart),
-        uncompensated=raw,
+        distance=after,
+        uncompensated=before,
         macs=(costs[0].macs, costs[1].macs),
         params=(costs[0].params, costs[1].params),
         readers=result.readers,
         skipped=result.skipped,
         seconds=time.perf_counter() - start,
     )
+
+
+def _size(
+    large: nn.Module,
+    axes: Axes,
+    statistics: Sequence[Example],
+    measuring: Sequence[Example],
+    request: Mapping[str, Any],
+    scope: Scope,
+    order: Order,
+    allocation: Allocation,
+    distance: Callable[[Any, Any], Tensor],
+) -> Plan:
+    """Order the entries of `large` in place; the plan that `request`, the arguments of `Axes.plan`, asks for."""
+    plan = axes.plan(**request, scope=scope)
+    order_entries(large, axes, [plan], statistics, order=order)
+    if allocation == "measured" and request["alpha"] is None:
+        what: Literal["macs", "params"] = "macs" if request["macs"] is not None else "params"
+        (plan,) = allocate_budgets(
+            large, axes, statistics, measuring, what, [request[what]], scope=scope, loss=distance
+        )
+    return plan
 
 
 def output_distance(large: Any, small: Any) -> Tensor:
