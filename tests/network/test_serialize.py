@@ -154,7 +154,11 @@ def test_modes_follow_the_umask(folder, tmp_path):
 
 
 def test_an_operator_that_no_file_may_call_is_refused_when_saving(tmp_path):
-    class Strided(Net):
+    class Strided(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1, self.fc2 = nn.Linear(6, 8), nn.Linear(8, 4)
+
         def forward(self, x):
             return torch.as_strided(self.fc2(nn.functional.gelu(self.fc1(x))), (3, 4), (4, 1))
 
