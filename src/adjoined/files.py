@@ -1,13 +1,14 @@
 """Files that a run or a saved network is made of, read so that a damaged one is told in a line."""
 
 import json
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from adjoined.errors import AdjoinedError
 
-__all__ = ["parsed", "read_mapping"]
+__all__ = ["parsed", "read_mapping", "write_aside"]
 
 T = TypeVar("T")
 
@@ -30,3 +31,19 @@ def read_mapping(path: Path, parse: Callable[[str], Any] = json.loads) -> dict[s
     if not isinstance(found, dict):
         raise AdjoinedError(f"{path} holds no mapping; {path.parent} is not whole, copy it again")
     return found
+
+
+def write_aside(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` make a file beside `path`, then rename it: a full disk leaves what was there.
+
+    Its mode is the umask's, whatever mode the writer chose.
+    """
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        aside.touch()
+        mode = aside.stat().st_mode & 0o777
+        write(aside)
+        aside.chmod(mode)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
