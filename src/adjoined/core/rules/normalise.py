@@ -88,7 +88,7 @@ def extreme(call: Call) -> Dims:
     """`max`, `min` over a dimension, with places that are counted where they are asked for; of two tensors; of all."""
     if "other" in call.args:
         return binary(call)
-    asked = {n.args[1] for n in call.node.users if n.target is operator.getitem}
+    asked = {n.args[1] for n in call.node.users if n.target is operator.getitem}  # type: ignore[reportUnhashable]
     return arg_reduction(call) if 1 in asked else reduction(call)
 
 
