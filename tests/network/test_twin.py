@@ -127,7 +127,7 @@ def test_a_wrong_rule_is_caught_and_the_axis_named(monkeypatch):
     assert "order of its entries matters" in str(
         next(a for a in adjoined.find_axes(model, x) if a.size == 8).pinned
     )
-    monkeypatch.setitem(RULES, "roll", lambda call: call.dims("self"))
+    monkeypatch.setitem(RULES, "roll", lambda call: (call.dims("self"),))
     axes = adjoined.find_axes(model, x)
     wrong = next(a for a in axes if a.size == 8)
     with pytest.raises(adjoined.AdjoinedError, match=f"cutting {wrong.name} changes more than it should"):
