@@ -45,7 +45,7 @@ def page() -> str:
         module = importlib.import_module(f"adjoined.cli.{name}")
         parser = ArgumentParser(exit_on_error=False)
         module.add_flags(parser)
-        parts.append(f"## adjoined {name}\n\n{_sentence(module.HELP)}\n")
+        parts.append(f"## adjoined {name}\n\n{_sentence(COMMANDS[name])}\n")
         parts += _groups(parser)
     return "\n".join(parts)
 

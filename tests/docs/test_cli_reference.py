@@ -38,8 +38,8 @@ def test_groups_get_a_heading_and_cells_are_escaped(monkeypatch):
         group.add_argument("--second", type=int, default=3, help="of it")
         parser.add_argument_group("empty")
 
-    monkeypatch.setattr(reference, "COMMANDS", ("made",))
-    fake = SimpleNamespace(HELP="does it", add_flags=add_flags)
+    monkeypatch.setattr(reference, "COMMANDS", {"made": "does it"})
+    fake = SimpleNamespace(add_flags=add_flags)
     monkeypatch.setattr(reference.importlib, "import_module", lambda _: fake)
     text = reference.page()
     assert "## adjoined made\n\nDoes it.\n\n| flag | takes | default | description |" in text

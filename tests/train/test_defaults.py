@@ -1,13 +1,19 @@
 """The library and the command line do the same by default."""
 
 import inspect
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
+import torch
+from rich.console import Console
 
 import adjoined
+from adjoined.cli.compress import with_loss_options
+from adjoined.data import some_pictures
 from adjoined.losses import LOSSES, LossOptions
+from adjoined.models.build import build_model
 from adjoined.train.config import CompressConfig
+from adjoined.train.run import compress, load_parts, make_loaders
 
 CONFIG = CompressConfig()
 
@@ -28,3 +34,35 @@ def test_the_preparation(name):
 )
 def test_the_search(name):
     assert inspect.signature(adjoined.search).parameters[name].default == getattr(CONFIG, name)
+
+
+def test_the_loss_switch():
+    thesis = {f.name: getattr(LOSSES["thesis"], f.name) for f in fields(LossOptions)}
+    assert with_loss_options({"loss": "thesis", "seed": 1}) == {**thesis, "seed": 1}
+    assert with_loss_options({"loss": "thesis", "small_ce": 0.25})["small_ce"] == 0.25
+    assert CompressConfig(**with_loss_options({"loss": "thesis"})).loss_options == LOSSES["thesis"]
+    assert with_loss_options({"seed": 1}) == {"seed": 1}
+
+
+def test_the_command_line_prepares_as_the_library_does(tmp_path):
+    """The same network and pictures: the plan of `prepare` is the plan of the run."""
+    sizes = {"embed_dim": 16, "depth": 2, "num_heads": 4, "mlp_ratio": 2}
+    config = CompressConfig(
+        model_args=sizes,
+        macs=0.5,
+        base_epochs=0,
+        epochs=1,
+        max_steps=1,
+        out=str(tmp_path / "run"),
+        device="cpu",
+        workers=0,
+    )
+    torch.manual_seed(0)
+    weights = build_model("digits_vit", model_args=sizes).state_dict()
+    torch.save(weights, tmp_path / "weights.pt")
+    config = replace(config, checkpoint=str(tmp_path / "weights.pt"))
+    compress(config, console=Console(quiet=True))
+    data, model, inputs = load_parts(config)
+    images, _ = some_pictures(make_loaders(data, inputs, config)[0].images, inputs, 256)
+    twin = adjoined.prepare(model, [images], macs=0.5)
+    assert twin.plan == adjoined.Plan.load(tmp_path / "run" / "plan.json")

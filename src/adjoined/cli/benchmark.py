@@ -9,9 +9,7 @@ from rich.table import Table
 
 from adjoined.cli.flags import add_json, add_run
 
-__all__ = ["HELP", "add_flags", "run"]
-
-HELP = "latency of base, large and small in PyTorch, ONNX Runtime and OpenVINO on this device"
+__all__ = ["add_flags", "run"]
 
 
 def add_flags(parser: ArgumentParser) -> None:

@@ -8,9 +8,7 @@ from rich.console import Console
 
 from adjoined.cli.flags import add_json, add_run
 
-__all__ = ["HELP", "add_flags", "run"]
-
-HELP = "top-1 of the small network of a run, alone"
+__all__ = ["add_flags", "run"]
 
 
 def add_flags(parser: ArgumentParser) -> None:

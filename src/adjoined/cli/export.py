@@ -10,9 +10,7 @@ from rich.table import Column, Table
 
 from adjoined.cli.flags import add_json, add_license, add_run, add_switch
 
-__all__ = ["HELP", "add_flags", "run"]
-
-HELP = "the small network of a run as safetensors, pt2, onnx, onnx-int8, openvino, executorch, litert or timm"
+__all__ = ["add_flags", "run"]
 
 
 def add_flags(parser: ArgumentParser) -> None:

@@ -18,9 +18,8 @@ if TYPE_CHECKING:
     from adjoined.core.axes import Axes
     from adjoined.core.plan import Plan
 
-__all__ = ["HELP", "add_flags", "run"]
+__all__ = ["add_flags", "run"]
 
-HELP = "list the widths of a network, and what a factor leaves of them"
 # Columns of the tables where the output is no terminal.
 FILE_WIDTH = 140
 REST = "elsewhere"

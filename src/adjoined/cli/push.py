@@ -7,9 +7,7 @@ from rich.console import Console
 
 from adjoined.cli.flags import add_license, add_run, add_switch
 
-__all__ = ["HELP", "add_flags", "run"]
-
-HELP = "upload what was exported of a run, with its model card, to the Hugging Face hub"
+__all__ = ["add_flags", "run"]
 
 
 def add_flags(parser: ArgumentParser) -> None:

@@ -6,9 +6,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
-__all__ = ["HELP", "add_flags", "report_after", "run"]
-
-HELP = "a page and pictures of what was cut and how it trained; several runs are compared"
+__all__ = ["add_flags", "report_after", "run"]
 
 
 def add_flags(parser: ArgumentParser) -> None:

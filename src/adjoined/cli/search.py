@@ -8,9 +8,8 @@ from adjoined.cli import compress
 from adjoined.cli.flags import add_fields
 from adjoined.train.config import SEARCH_FLAGS, CompressConfig
 
-__all__ = ["HELP", "add_flags", "run"]
+__all__ = ["add_flags", "run"]
 
-HELP = "find how much each block keeps, to a budget; RUN/plan.json is the plan"
 # What a search fixes, or what belongs to the training after it.
 LEFT_OUT = {"search", "search_only", "search_epochs", "alpha", "plan", "scope"}
 
@@ -20,6 +19,7 @@ def add_flags(parser: ArgumentParser) -> None:
     names = [name for name in CompressConfig.__dataclass_fields__ if name not in LEFT_OUT]
     assert set(names) >= SEARCH_FLAGS - LEFT_OUT
     add_fields(parser, CompressConfig, names)
+    compress.add_loss(parser)
 
 
 def run(given: dict[str, Any]) -> None:

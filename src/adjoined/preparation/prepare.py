@@ -6,7 +6,7 @@ before and after (docs/identities.md, 5).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -53,7 +53,7 @@ class OrderResult:
 
     order: Order
     rotated: tuple[str, ...] = ()
-    unrotated: Mapping[str, str] | None = None
+    unrotated: Mapping[str, str] = field(default_factory=dict)
 
 
 def prepare(
@@ -174,20 +174,23 @@ def allocate_budgets(
     rotate: bool = True,
     loss: Callable[[Any, Any], Tensor] = kl_divergence,
     progress: Callable[[float], Any] = lambda share: None,
+    agree: Callable[[Plan], Plan] = lambda plan: plan,
 ) -> list[Plan]:
     """The plan for each budget, in their order, by measurement; the plan of a smaller budget lies within a larger one's.
 
     Streams that the plans cut are rotated again afterwards, for the channels that they keep. `progress` is called with
-    the share of the large network's cost that the network now measured has. Raises as `allocate` does.
+    the share of the large network's cost that the network now measured has; `agree` makes several processes take one
+    plan. Raises as `allocate` does.
     """
     full = getattr(axes.cost(), what)
     plans: dict[float, Plan] = {}
     within: Plan | None = None
     for budget in sorted(budgets, key=lambda b: limit_of(b, full, what), reverse=True):
         cost = {"macs": budget if what == "macs" else None, "params": budget if what == "params" else None}
-        plans[budget] = within = allocate(
+        plan = allocate(
             model, axes, measuring, **cost, scope=scope, within=within, loss=loss, progress=progress
         )
+        plans[budget] = within = agree(plan)
     if rotate:
         rotate_streams(model, axes, list(plans.values()), statistics)
     return [plans[budget] for budget in budgets]

@@ -65,9 +65,7 @@ class CompressConfig:
     augment: Annotated[str, "auto (by the data), none, light, affine, or a timm policy (rand-m9-mstd0.5)"] = (
         "auto"
     )
-    repeats: Annotated[
-        int, "times a picture comes in a row, each time changed otherwise; epochs keep their length"
-    ] = 1
+    repeats: Annotated[int, "augmented copies of each image per epoch; epochs keep their length"] = 1
     cache: Annotated[
         Cache,
         "hold decoded pictures: in memory, or on the device; auto: small ones in memory, up to 1 GiB a split",
@@ -96,7 +94,7 @@ class CompressConfig:
     ] = None
     allocation: Annotated[
         Allocation,
-        "how a budget is shared out: by what each cut does to the outputs (measured), or the same factor for all",
+        "how a budget is allocated: by what each cut does to the outputs (measured), or the same factor for all (uniform)",
     ] = "measured"
     scope: Annotated[Scope, "what is cut: inner (heads, hidden units) or full (the stream too)"] = "inner"
 
@@ -165,7 +163,7 @@ class CompressConfig:
         "(taylor), or as it comes (none); auto: hidden units by activation, heads and stream by magnitude",
     ] = "auto"
     rotate: Annotated[
-        bool, "turn a stream that is cut to its principal directions first, where its LayerNorms allow that"
+        bool, "rotate a stream that is cut to its principal directions first, where its LayerNorms allow that"
     ] = True
     detach_large: Annotated[bool, "stop the gradient of the KL term at the large network (thesis: false)"] = (
         True
@@ -180,7 +178,8 @@ class CompressConfig:
         float, "weight of a KL term between the two networks' relations of tokens in the last self-attention"
     ] = 0.0
     own: Annotated[
-        Own, "parameters the small network has of its own: none, norms, vectors (biases and gains too) or all"
+        Own,
+        "parameters that the small network does not share: none, norms, vectors (biases and gains too) or all",
     ] = "none"
     freeze_large: Annotated[
         float, "share of training in which the large network teaches alone: it gets no gradient itself"
@@ -191,7 +190,8 @@ class CompressConfig:
     cutmix: Annotated[float, "α of cutmix's: a rectangle comes from another picture; 0: off"] = 0.0
     erasing: Annotated[float, "share of the pictures in which a random rectangle becomes noise"] = 0.0
     ema: Annotated[
-        float | None, "decay of an average of the weights, a step; it is judged, and what a phase ends with"
+        float | None,
+        "decay per step of a moving average of the weights; the average is evaluated, and a phase ends with it",
     ] = None
     ema_warmup: Annotated[bool, "let that decay rise from 0: min(ema, 1 - (1 + step)^-2/3)"] = False
 

@@ -1,5 +1,4 @@
-"""Before the first slice is taken: streams turned to their principal directions, other axes in the order of importance, and
-a budget shared out by what each cut does."""
+"""The preparation of a run, by `adjoined.preparation.prepare` on its training images, with accuracies before and after."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,25 +9,21 @@ import torch
 from torch import nn
 
 from adjoined.core.axes import Axes
-from adjoined.core.plan import Plan, limit_of
+from adjoined.core.plan import Plan
 from adjoined.data import some_pictures
 from adjoined.network.twin import Adjoined
-from adjoined.preparation.allocation import allocate
-from adjoined.preparation.importance import (
-    activation_scores,
-    default_scores,
-    magnitude_scores,
-    order_axes,
-    taylor_scores,
+from adjoined.preparation.prepare import (
+    CALIBRATION,
+    MEASURING_BATCH,
+    STATISTICS_BATCH,
+    allocate_budgets,
+    order_entries,
 )
-from adjoined.preparation.rotation import rotate_streams
 from adjoined.train.devices import from_first
 from adjoined.train.evaluate import judge
 from adjoined.train.phase import Setting
 
 __all__ = ["put_in_order", "share_out"]
-
-IMAGES, BATCH, MEASURED = 256, 16, 128
 
 
 def put_in_order(
@@ -36,8 +31,8 @@ def put_in_order(
 ) -> dict[str, Any]:
     """Make the leading entries of each axis of `model` the best ones, in place, by `--rotate` and `--order`.
 
-    Returns what it did: order; turned, the streams that were turned; unturned, stream → why not; and if `judged`, of the
-    small network of the first plan before training, top1_small_unordered and top1_small_ordered in percent.
+    Returns what it did: order; turned, the rotated streams; unturned, stream → why it was not rotated; and if `judged`,
+    the first small network's top-1 before training, in percent: top1_small_unordered and top1_small_ordered.
     """
     config, device = setting.config, setting.accelerator.device
     narrower = any(w.role == "stream" and w.kept != w.size for plan in plans for w in plan.widths)
@@ -48,20 +43,12 @@ def put_in_order(
     before = _top1(model, axes, plans[0], setting) if judged else None
     inputs, labels = (), ()
     if rotate or config.order not in ("none", "magnitude"):
-        pictures, target = some_pictures(setting.train.images, setting.train.inputs, IMAGES)
-        inputs, labels = pictures.to(device).split(BATCH), target.to(device).split(BATCH)
-    found = rotate_streams(model, axes, plans, inputs) if rotate else {}
-    facts: dict[str, Any] = {"turned": [name for name, why in found.items() if why is None]}
-    facts["unturned"] = {name: why for name, why in found.items() if why is not None}
+        pictures, target = some_pictures(setting.train.images, setting.train.inputs, CALIBRATION)
+        inputs = pictures.to(device).split(STATISTICS_BATCH)
+        labels = target.to(device).split(STATISTICS_BATCH)
+    done = order_entries(model, axes, plans, inputs, labels=labels, order=config.order, rotate=rotate)
+    facts: dict[str, Any] = {"turned": list(done.rotated), "unturned": dict(done.unrotated)}
     if config.order != "none":
-        if config.order == "magnitude":
-            scores = magnitude_scores(model, axes)
-        elif config.order == "taylor":
-            scores = taylor_scores(model, axes, zip(inputs, labels, strict=True))
-        else:
-            score = activation_scores if config.order == "activation" else default_scores
-            scores = score(model, axes, inputs)
-        order_axes(model, axes, {k: v for k, v in scores.items() if k not in facts["turned"]})
         facts["order"] = config.order
     facts = {name: fact for name, fact in facts.items() if fact}
     if judged:
@@ -71,27 +58,27 @@ def put_in_order(
 
 
 def share_out(model: nn.Module, axes: Axes, setting: Setting) -> tuple[list[Plan], dict[str, Any]]:
-    """The plan to each budget, by measurement on training pictures, and what the first's small network scores before training.
-
-    Of two budgets the smaller one's plan lies within the larger one's. A stream that they cut is turned anew, for the
-    channels that they keep.
-    """
+    """The plan for each budget, by measurement on training images, and the first small network's top-1 before training."""
     config, device = setting.config, setting.accelerator.device
-    pictures, _ = some_pictures(setting.train.images, setting.train.inputs, IMAGES)
-    inputs = pictures.to(device).split(MEASURED)
+    pictures, _ = some_pictures(setting.train.images, setting.train.inputs, CALIBRATION)
+    statistics, measuring = (pictures.to(device).split(size) for size in (STATISTICS_BATCH, MEASURING_BATCH))
     model.to(device)
     what, budgets = config.request
+    assert what in ("macs", "params")
     large = axes.cost()
-    found: dict[float, Plan] = {}
-    within: Plan | None = None
     with _measuring(setting) as tell:
-        for budget in sorted(budgets, key=lambda b: limit_of(b, getattr(large, what), what), reverse=True):
-            options = {what: budget, "scope": config.scope, "within": within}
-            plan = allocate(model, axes, inputs, **options, progress=tell)
-            found[budget] = within = from_first(plan, setting.accelerator)
-    plans = [found[budget] for budget in budgets]
-    if config.rotate:
-        rotate_streams(model, axes, plans, pictures.to(device).split(BATCH))
+        plans = allocate_budgets(
+            model,
+            axes,
+            statistics,
+            measuring,
+            what,
+            budgets,
+            scope=config.scope,
+            rotate=config.rotate,
+            progress=tell,
+            agree=lambda plan: from_first(plan, setting.accelerator),
+        )
     scores = [_top1(model, axes, plan, setting) for plan in plans]
     for plan, score in zip(plans, scores, strict=True):
         small = axes.cost(plan)
