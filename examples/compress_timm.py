@@ -48,9 +48,7 @@ fit(model, lambda logits, labels, _: cross_entropy(logits, labels))
 base = top1(model)
 model.train()
 
-twin = adjoined.prepare(
-    model, [x[train]], alpha=2
-)  # 1: the large network, and the best half of it as the small one
+twin = adjoined.prepare(model, [x[train]], alpha=2)  # 1: the large network, its best half as the small one
 fit(twin, lambda out, labels, t: adjoined.adjoined_loss(*out, labels, t)["loss"])  # 2: train both
 net = twin.small()  # 3: the small network, with weights of its own
 adjoined.save(net, "small")  # 4: loads anywhere: see serve.py

@@ -71,7 +71,7 @@ def _trained(
     twin = Nested(model, plans, axes=start.axes, draw="one" if draw == "one" else "all")
     assert config.lr is not None
     history = train(
-        TwinTask(twin, names, **CompressConfig().loss_options),
+        TwinTask(twin, names, loss=CompressConfig().loss_options),
         Phase("adjoined", 2, config.epochs, config.lr, judged_by=names[0]),
         start.setting,
     )

@@ -81,7 +81,7 @@ def prepare(scale: Scale, folder: Path, seed: int, method: str) -> Start:
     )
     assert config.base_epochs
     assert config.base_lr
-    task = LabelTask(model, label_smoothing=config.label_smoothing)
+    task = LabelTask(model, label_smoothing=config.loss_options.label_smoothing)
     rows = train(task, Phase("base", 1, config.base_epochs, config.base_lr, judged_by="large"), setting)
     own = replace(setting, checkpoints=Checkpoints(folder / method), history=[])
     return Start(model, axes, own, rows[-1]["top1_large"])

@@ -50,7 +50,7 @@ def test_lengths_are_epochs_or_steps(given, base, search, adjoined):
     ("given", "told"),
     [
         ({"epochs": 0}, "--epochs is 0; it must be at least 1"),
-        ({"ramp": 1.5}, "--ramp is 1.5; it must be a share in"),
+        ({"ramp": 1.5}, r"ramp must be in \[0, 1\], got 1.5"),
         ({"alpha": [2.0, 2.0]}, "give one factor, or several that differ"),
         ({"macs": [0.5, 0.5]}, "give one budget, or several that differ"),
         ({"search": True, "macs": [0.5, 0.2]}, r"--macs \[0.5, 0.2\]: a search finds one network"),

@@ -1,27 +1,26 @@
 """The library and the command line do the same by default."""
 
 import inspect
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 
 import pytest
 import torch
 from rich.console import Console
 
 import adjoined
-from adjoined.cli.compress import with_loss_options
 from adjoined.data import some_pictures
 from adjoined.losses import LOSSES, LossOptions
 from adjoined.models.build import build_model
+from adjoined.train.checks import check_config
 from adjoined.train.config import CompressConfig
 from adjoined.train.run import compress, load_parts, make_loaders
 
 CONFIG = CompressConfig()
 
 
-@pytest.mark.parametrize("name", [f.name for f in fields(LossOptions)])
-def test_the_loss(name):
-    assert getattr(CONFIG, name) == getattr(LOSSES["default"], name)
+def test_the_loss():
     assert CONFIG.loss_options == LOSSES["default"]
+    assert inspect.signature(adjoined.adjoined_loss).parameters["loss"].default == CONFIG.loss
 
 
 @pytest.mark.parametrize("name", ["scope", "order", "rotate", "allocation", "own"])
@@ -37,11 +36,12 @@ def test_the_search(name):
 
 
 def test_the_loss_switch():
-    thesis = {f.name: getattr(LOSSES["thesis"], f.name) for f in fields(LossOptions)}
-    assert with_loss_options({"loss": "thesis", "seed": 1}) == {**thesis, "seed": 1}
-    assert with_loss_options({"loss": "thesis", "small_ce": 0.25})["small_ce"] == 0.25
-    assert CompressConfig(**with_loss_options({"loss": "thesis"})).loss_options == LOSSES["thesis"]
-    assert with_loss_options({"seed": 1}) == {"seed": 1}
+    assert CompressConfig(loss="thesis").loss_options == LOSSES["thesis"]
+    assert CompressConfig(loss="thesis", small_ce=0.25).loss_options == replace(
+        LOSSES["thesis"], small_ce=0.25
+    )
+    checked = check_config(CompressConfig(loss="thesis"))  # what a run saves says every number
+    assert [getattr(checked, f.name) for f in fields(LossOptions)] == list(asdict(LOSSES["thesis"]).values())
 
 
 def test_the_command_line_prepares_as_the_library_does(tmp_path):

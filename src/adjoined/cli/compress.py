@@ -1,7 +1,6 @@
 """adjoined compress: train a network together with the smaller one cut out of it."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,33 +10,14 @@ from rich.table import Table
 
 from adjoined.cli.flags import add_fields
 from adjoined.cli.report import report_after
-from adjoined.losses import LOSSES, LossName
 from adjoined.train.config import CompressConfig, load_config
 
-__all__ = ["add_flags", "add_loss", "run", "with_loss_options"]
+__all__ = ["add_flags", "run"]
 
 
 def add_flags(parser: ArgumentParser) -> None:
-    """A flag for every field of `CompressConfig`, and --loss."""
+    """A flag for every field of `CompressConfig`."""
     add_fields(parser, CompressConfig)
-    add_loss(parser)
-
-
-def add_loss(parser: ArgumentParser) -> None:
-    """A named set of the loss's options."""
-    parser.add_argument(
-        "--loss",
-        type=LossName,
-        default="default",
-        help="options of the loss: default, or thesis (its equations); --small-ce and the like win over it",
-    )
-
-
-def with_loss_options(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """`flags` with the options that --loss names in its place; those in the command win."""
-    rest = dict(flags)
-    name: LossName | None = rest.pop("loss", None)
-    return rest if name is None else asdict(LOSSES[name]) | rest
 
 
 def run(given: dict[str, Any]) -> None:
@@ -48,7 +28,6 @@ def run(given: dict[str, Any]) -> None:
     from adjoined.train.run import compress
 
     console = Console(soft_wrap=False)
-    given = with_loss_options(given)
     config = CompressConfig(**given)
     if config.resume:
         folder = Path(config.out) if config.out else latest_run()

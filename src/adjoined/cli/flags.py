@@ -42,15 +42,15 @@ def add_fields(parser: ArgumentParser, config: type, names: Iterable[str] | None
         made = field.default_factory
         default = field.default if made is MISSING else made()
         flag = "--" + field.name.replace("_", "-")
-        if kind is bool:
-            add_switch(parser, flag, text, default=bool(default))
+        if kind in (bool, bool | None):
+            add_switch(parser, flag, text, default=default)
         elif get_origin(kind) is list:
             parser.add_argument(flag, type=get_args(kind)[0], nargs="*", default=default, help=text)
         else:
             parser.add_argument(flag, type=kind, default=default, help=text)
 
 
-def add_switch(parser: ArgumentParser, flag: str, text: str, *, default: bool = False) -> None:
+def add_switch(parser: ArgumentParser, flag: str, text: str, *, default: bool | None = False) -> None:
     """`--flag` and `--no-flag`."""
     parser.add_argument(flag, action=ActionYesNo(yes_prefix="", no_prefix="no-"), default=default, help=text)
 

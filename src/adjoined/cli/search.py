@@ -19,7 +19,6 @@ def add_flags(parser: ArgumentParser) -> None:
     names = [name for name in CompressConfig.__dataclass_fields__ if name not in LEFT_OUT]
     assert set(names) >= SEARCH_FLAGS - LEFT_OUT
     add_fields(parser, CompressConfig, names)
-    compress.add_loss(parser)
 
 
 def run(given: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """What a config cannot mean, said before anything is read or trained."""
 
 import math
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 
 from timm.optim import list_optimizers
 
@@ -12,7 +12,7 @@ __all__ = ["check_config"]
 
 
 def check_config(config: CompressConfig) -> CompressConfig:
-    """The config with the length of the base filled in. Raises AdjoinedError for values that cannot be meant."""
+    """The config with the length of the base and the options of the loss filled in. Raises AdjoinedError for values that cannot be meant."""
     for name, low in (
         ("epochs", 1),
         ("search_epochs", 1),
@@ -48,11 +48,12 @@ def check_config(config: CompressConfig) -> CompressConfig:
     _check_training(config)
     if config.pretrained and config.checkpoint:
         raise AdjoinedError("--pretrained and --checkpoint both give weights; give one of them")
+    loss = config.loss_options
     base_epochs, base_steps = config.base_epochs, config.base_steps
     if base_epochs is None:
         base_epochs = config.epochs if config.needs_base else 0
         base_steps = base_steps or (config.steps if config.needs_base else None)
-    return replace(config, base_epochs=base_epochs, base_steps=base_steps)
+    return replace(config, base_epochs=base_epochs, base_steps=base_steps, **asdict(loss))
 
 
 def _check_sizes(config: CompressConfig) -> None:
@@ -97,7 +98,7 @@ def _check_training(config: CompressConfig) -> None:
         raise AdjoinedError(
             f"--mixup and --cutmix pair pictures; --batch-size {config.batch_size} must be even"
         )
-    for name in ("erasing", "ramp", "freeze_large"):
+    for name in ("erasing", "freeze_large"):
         if not 0 <= getattr(config, name) <= 1:
             raise AdjoinedError(
                 f"--{name.replace('_', '-')} is {getattr(config, name)}; it must be a share in [0, 1]"

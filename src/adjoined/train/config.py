@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import yaml
 
 from adjoined.errors import AdjoinedError, did_you_mean
-from adjoined.losses import LossOptions
+from adjoined.losses import LossName, LossOptions, loss_options
 from adjoined.network.nested import Draw
 from adjoined.network.twin import Own
 from adjoined.train.checkpoint import written_aside
@@ -165,15 +165,24 @@ class CompressConfig:
     rotate: Annotated[
         bool, "rotate a stream that is cut to its principal directions first, where its LayerNorms allow that"
     ] = True
-    detach_large: Annotated[bool, "stop the gradient of the KL term at the large network (thesis: false)"] = (
-        True
-    )
-    small_ce: Annotated[float, "weight of a label term for the small network (thesis: 0)"] = 0.5
-    kl_weight: Annotated[float, "weight of the KL term, beside its schedule λ(t)"] = 1.0
+    loss: Annotated[
+        LossName, "options of the loss: default, or thesis (its equations); those of the next five given win"
+    ] = "default"
+    detach_large: Annotated[
+        bool | None,
+        "stop the gradient of the KL term at the large network; null: as --loss has it (true; thesis: false)",
+    ] = None
+    small_ce: Annotated[
+        float | None, "weight of a label term for the small network; null: as --loss has it (0.5; thesis: 0)"
+    ] = None
+    kl_weight: Annotated[
+        float | None, "weight of the KL term, beside its schedule λ(t); null: as --loss has it (1)"
+    ] = None
     ramp: Annotated[
-        float,
-        "share of training in which λ(t) = min((t / ramp)², 1) rises; 0: 1 from the start (thesis: 0.5)",
-    ] = 0.0
+        float | None,
+        "share of training in which λ(t) = min((t / ramp)², 1) rises; null: as --loss has it (0: 1 from the start; "
+        "thesis: 0.5)",
+    ] = None
     relations: Annotated[
         float, "weight of a KL term between the two networks' relations of tokens in the last self-attention"
     ] = 0.0
@@ -184,7 +193,9 @@ class CompressConfig:
     freeze_large: Annotated[
         float, "share of training in which the large network teaches alone: it gets no gradient itself"
     ] = 0.0
-    label_smoothing: Annotated[float, "share of the target given to all classes alike, 0 to 1"] = 0.0
+    label_smoothing: Annotated[
+        float | None, "share of the target given to all classes alike, 0 to 1; null: as --loss has it (0)"
+    ] = None
 
     mixup: Annotated[float, "α of mixup's Beta(α, α): two pictures are blended; 0: off"] = 0.0
     cutmix: Annotated[float, "α of cutmix's: a rectangle comes from another picture; 0: off"] = 0.0
@@ -261,7 +272,7 @@ class CompressConfig:
     @property
     def loss_options(self) -> LossOptions:
         """The options of the adjoined loss."""
-        return LossOptions(**{f.name: getattr(self, f.name) for f in fields(LossOptions)})
+        return loss_options(self.loss, **{f.name: getattr(self, f.name) for f in fields(LossOptions)})
 
 
 def _as_list(value: float | list[float] | None) -> list[float]:

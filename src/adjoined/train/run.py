@@ -286,7 +286,7 @@ def _check_classes(data: ImageData, classes: list[str]) -> None:
 def _train_base(model: nn.Module, setting: Setting, folder: Path, state: dict[str, Any] | None) -> None:
     """Train the large network alone; where it has its weights, take its accuracy as epoch 0 of the phase."""
     config = setting.config
-    task = LabelTask(model, label_smoothing=config.label_smoothing)
+    task = LabelTask(model, label_smoothing=config.loss_options.label_smoothing)
     epochs, steps = config.length("base")
     if epochs or steps:
         assert config.base_lr is not None
