@@ -228,6 +228,7 @@ def test_the_command_makes_the_same_settings(run):
         lr=1e-7,
         candidates=[1, 2, 4],
         track=["tensorboard"],
+        detach_large=True,
     )
     save_config(config, run / "config.yaml")
     words = shlex.split(command_of(read_run(run)).replace("\\\n", ""))

@@ -43,7 +43,7 @@ def add_fields(parser: ArgumentParser, config: type, names: Iterable[str] | None
         default = field.default if made is MISSING else made()
         flag = "--" + field.name.replace("_", "-")
         if kind in (bool, bool | None):
-            add_switch(parser, flag, text, default=default)
+            add_switch(parser, flag, text, default=None if default is None else bool(default))
         elif get_origin(kind) is list:
             parser.add_argument(flag, type=get_args(kind)[0], nargs="*", default=default, help=text)
         else:
