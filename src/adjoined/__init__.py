@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from adjoined.network.serialize import load, save
     from adjoined.network.twin import Adjoined
     from adjoined.preparation.prepare import prepare
-    from adjoined.preparation.shrink import shrink
+    from adjoined.preparation.shrink import shrink, tradeoff
     from adjoined.search import search
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "save",
     "search",
     "shrink",
+    "tradeoff",
 ]
 
 # Public name → the module that defines it. They are imported at first use, so that `import adjoined` is instant.
@@ -57,6 +58,7 @@ _HOMES = {
     "save": "network.serialize",
     "search": "search",
     "shrink": "preparation.shrink",
+    "tradeoff": "preparation.shrink",
 }
 
 

@@ -5,33 +5,31 @@ output (docs/identities.md, 5), so the entries that matter most can be put first
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from adjoined.core.axes import Axes, Axis
 from adjoined.core.capture import Example, call_model, flush, in_eval, normalise_example
-from adjoined.core.propagate import op_name
 from adjoined.core.slicing import entry_numbers, entry_sums, permute
 from adjoined.errors import AdjoinedError
-from adjoined.network.program import build_program
+from adjoined.preparation.statistics import reader_moments
 
 __all__ = [
     "ORDERED",
     "activation_scores",
     "default_scores",
     "magnitude_scores",
+    "obs_scores",
     "order_axes",
     "taylor_scores",
 ]
 
 # Roles that plans cut.
 ORDERED = ("heads", "hidden", "stream")
-# Operator that sums over channels of its first input by a weight, its second → where that input has its channels.
-CHANNELS = {"linear": -1, "matmul": -1, "conv1d": 1, "conv2d": 1, "conv3d": 1}
 Scores = dict[str, Tensor]
 
 
@@ -53,22 +51,9 @@ def activation_scores(
 
     Memory: channels² numbers for each weight. Raises AdjoinedError when there is no batch.
     """
-    program = build_program(model, axes, {})
     tensors = {**_named(model), **axes.capture.constants}
-    names = [axes.aliases.get(name, name) for name in program.tensors["eval"]]
-    device = next(model.parameters()).device
-    program.move(device)
     places = {a: _places(axes, a) for a in axes if a.pinned is None and a.role in roles}
-    meter = _Moments(program.eval, names, {name for held in places.values() for name, _ in held})
-    measured = False
-    with in_eval(model), torch.no_grad():
-        stored = [tensors[name].to(device) for name in names]
-        for inputs in batches:
-            args, kwargs = normalise_example(inputs)
-            meter.run(*stored, *program.signature.flatten(args, kwargs))
-            measured = True
-    if not measured:
-        raise AdjoinedError("there is nothing to order by: give at least one batch of inputs")
+    moments = reader_moments(model, axes, batches, {name for held in places.values() for name, _ in held})
 
     def energies(axis: Axis) -> Tensor:
         out = torch.zeros(axis.size, axis.size, dtype=torch.float64)
@@ -76,8 +61,8 @@ def activation_scores(
             weight = tensors[name].detach().movedim(at, 0)
             weight = weight.reshape(len(weight), -1)  # a vector too
             product = weight @ weight.T
-            moments = meter.moments.get((name, len(weight))) if (name, at) in axis.uses else None
-            gram = product.diagonal().diag() if moments is None else moments * product
+            meter = moments.get((name, len(weight))) if (name, at) in axis.uses else None
+            gram = product.diagonal().diag() if meter is None else meter.second(centred=False) * product
             entry = entry_numbers(axes.stored[name][at], axis.atom)
             there = (entry >= 0).nonzero()[:, 0]
             rows, entry = gram.cpu().double()[there][:, there], entry[there]
@@ -87,23 +72,84 @@ def activation_scores(
     return {axis.name: _drop_order(energies(axis)) for axis in places}
 
 
-class _Moments(fx.Interpreter):
-    """Runs a graph and adds up mean(x_c x_d) of what each of `wanted` is multiplied by: (weight, channels) → (channels, channels)."""
+def obs_scores(
+    model: nn.Module,
+    axes: Axes,
+    batches: Iterable[Example],
+    *,
+    roles: Sequence[str] = ("heads", "hidden"),
+    ridge: float = 1e-2,
+) -> Scores:
+    """Entries in the order in which they are best predicted by those that stay: axis → score of each entry (size,).
 
-    def __init__(self, graph: fx.GraphModule, names: Sequence[str], wanted: Set[str]) -> None:
-        super().__init__(graph)
-        holders = [node for node in graph.graph.nodes if node.op == "placeholder"]
-        self.weights = {h: name for h, name in zip(holders, names, strict=False) if name in wanted}
-        self.moments: dict[tuple[str, int], Tensor] = {}
+    Optimal brain surgeon (Hassibi and Stork 1993) for the readers W of an axis, with H = Cov(x) + λ: the entry g goes whose
+    loss tr(W_g [H⁻¹_gg]⁻¹ W_gᵀ) after the rest is solved again is least, over the channels of g; W and H follow. Its
+    score is the number of those that went before it. An axis without such readers is not among the results.
 
-    def run_node(self, n: fx.Node) -> Any:
-        name = self.weights.get(n.args[1]) if len(n.args) > 1 and isinstance(n.args[1], fx.Node) else None
-        if name is not None and op_name(n) in CHANNELS:
-            x = self.env[n.args[0]].movedim(CHANNELS[op_name(n)], -1).flatten(0, -2)  # type: ignore[index]
-            found = x.T @ x / len(x)
-            key = name, len(found)
-            self.moments[key] = self.moments.get(key, torch.zeros_like(found)) + found
-        return super().run_node(n)
+    Memory: channels² float64 for each weight. Raises AdjoinedError when there is no batch.
+    """
+    tensors = {**_named(model), **axes.capture.constants}
+    places = {a: list(a.uses) for a in axes if a.pinned is None and a.role in roles}
+    moments = reader_moments(model, axes, batches, {name for held in places.values() for name, _ in held})
+    scores: Scores = {}
+    for axis, held in places.items():
+        parts = []
+        for name, at in held:
+            weight = tensors[name].detach().movedim(at, 0)
+            if (meter := moments.get((name, len(weight)))) is None:
+                continue
+            covariance = meter.second(centred=True).cpu()
+            covariance.diagonal().add_(ridge * covariance.diagonal().mean() + torch.finfo(torch.float32).tiny)
+            entry = entry_numbers(axes.stored[name][at], axis.atom)
+            parts.append((weight.reshape(len(weight), -1).T.double().cpu(), covariance, entry))
+        if parts:
+            scores[axis.name] = _surgeon_order(parts, axis.size)
+    return scores
+
+
+def _surgeon_order(parts: Sequence[tuple[Tensor, Tensor, Tensor]], size: int) -> Tensor:
+    """The step at which each entry goes. parts: weight (out, C), regularised covariance (C, C), entry of each channel.
+
+    Single channels go a few at a time, 1/64 of those left, since one hardly changes the order of the next.
+    """
+    score = torch.zeros(size, dtype=torch.float64)
+    state = [(weight, torch.linalg.inv(h), entry) for weight, h, entry in parts]
+    left, step = torch.arange(size), 0
+    while len(left):
+        costs = torch.zeros(size, dtype=torch.float64)
+        for weight, inverse, entry in state:
+            costs += _surgeon_costs(weight, inverse, entry, size)
+        going = left[costs[left].argsort()[: max(1, len(left) // 64)]]
+        score[going] = torch.arange(step, step + len(going), dtype=torch.float64)
+        step += len(going)
+        left = left[~torch.isin(left, going)]
+        state = [_without(*part, going) for part in state]
+    return score
+
+
+def _surgeon_costs(weight: Tensor, inverse: Tensor, entry: Tensor, size: int) -> Tensor:
+    """tr(W_g [H⁻¹_gg]⁻¹ W_gᵀ) of each entry g, (size,)."""
+    counts = torch.bincount(entry[entry >= 0], minlength=size)
+    if int(counts.max()) <= 1:
+        costs = (weight**2).sum(0) / inverse.diagonal()
+        return torch.zeros(size, dtype=torch.float64).index_add_(0, entry[entry >= 0], costs[entry >= 0])
+    costs = torch.zeros(size, dtype=torch.float64)
+    for g in counts.nonzero()[:, 0]:
+        at = (entry == g).nonzero()[:, 0]
+        costs[g] = (weight[:, at] * torch.linalg.solve(inverse[at][:, at], weight[:, at].T).T).sum()
+    return costs
+
+
+def _without(weight: Tensor, inverse: Tensor, entry: Tensor, going: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Weight and inverse covariance of the channels that stay, solved again without those of the entries `going`."""
+    goes = torch.isin(entry, going)
+    stay, at = (~goes).nonzero()[:, 0], goes.nonzero()[:, 0]
+    factor = torch.linalg.solve(inverse[at][:, at], inverse[at][:, stay])
+    return (
+        weight[:, stay] - weight[:, at] @ factor,
+        inverse[stay][:, stay] - inverse[stay][:, at] @ factor,
+        entry[stay],
+    )
 
 
 def _drop_order(energies: Tensor) -> Tensor:

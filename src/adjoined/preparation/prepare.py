@@ -24,6 +24,7 @@ from adjoined.preparation.importance import (
     activation_scores,
     default_scores,
     magnitude_scores,
+    obs_scores,
     order_axes,
     taylor_scores,
 )
@@ -41,7 +42,7 @@ __all__ = [
 ]
 
 Allocation = Literal["measured", "uniform"]
-Order = Literal["auto", "activation", "taylor", "magnitude", "none"]
+Order = Literal["auto", "activation", "obs", "taylor", "magnitude", "none"]
 
 # Inputs of the calibration data; in a batch for statistics, and in one for measuring a cut.
 CALIBRATION, STATISTICS_BATCH, MEASURING_BATCH = 256, 16, 128
@@ -159,7 +160,9 @@ def _scores(
             return activation_scores(model, axes, batches)
         case "auto":
             return default_scores(model, axes, batches)
-    raise AdjoinedError(f"order {order!r} is unknown; use auto, activation, taylor, magnitude or none")
+        case "obs":
+            return magnitude_scores(model, axes) | obs_scores(model, axes, batches)
+    raise AdjoinedError(f"order {order!r} is unknown; use auto, activation, obs, taylor, magnitude or none")
 
 
 def allocate_budgets(

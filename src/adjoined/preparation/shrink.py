@@ -3,7 +3,7 @@
 import copy
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -12,10 +12,13 @@ from torch.utils import _pytree as pytree
 
 from adjoined.core.axes import Axes, find_axes
 from adjoined.core.capture import Example, call_model, in_eval, normalise_example
-from adjoined.core.plan import Plan, Scope
+from adjoined.core.plan import SCOPES, Plan, Scope, limit_of
+from adjoined.errors import AdjoinedError, PlanError
 from adjoined.network.program import Network
 from adjoined.network.twin import Adjoined
-from adjoined.preparation.compensation import Solved, compensate, token_mask
+from adjoined.preparation.compensation import RIDGE, Solved, compensate
+from adjoined.preparation.damage import measure_damage
+from adjoined.preparation.path import Step, greedy_path, plan_on_path
 from adjoined.preparation.prepare import (
     Allocation,
     Order,
@@ -23,17 +26,24 @@ from adjoined.preparation.prepare import (
     calibration_batches,
     order_entries,
 )
+from adjoined.preparation.statistics import token_mask
 
-__all__ = ["ShrinkResult", "output_distance", "shrink"]
+__all__ = ["SAMPLES", "Point", "ShrinkResult", "Tradeoff", "output_distance", "shrink", "tradeoff"]
+
+# Calibration samples that are used, those of them that only measure, and the sizes of a trade-off curve.
+SAMPLES, HELD_OUT = 1024, 128
+SIZES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.25)
+Distance = Callable[[Any, Any], Tensor]
+Progress = Callable[[str, float], Any]
 
 
 @dataclass(frozen=True)
 class ShrinkResult:
     """What `shrink` did.
 
-    distance: of the small network's outputs from the large one's on the calibration inputs; uncompensated: the same for
-    the plain cut. macs, params: (large, small). readers: what was solved again; skipped: weight → why it was not.
-    seconds: wall clock, all in.
+    distance: of the small network's outputs from the large one's on calibration inputs that were not used to solve (where
+    there are enough); uncompensated: the same for the plain cut. macs, params: (large, small). metric: (large, small) by
+    the caller's own. readers: what was solved again; skipped: weight → why it was not. seconds: wall clock, all in.
     """
 
     plan: Plan
@@ -44,6 +54,33 @@ class ShrinkResult:
     readers: tuple[Solved, ...]
     skipped: Mapping[str, str]
     seconds: float
+    metric: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Point:
+    """One size. macs, params: share of the large network's. metric: by the caller's own, None without one."""
+
+    macs: float
+    params: float
+    distance: float
+    metric: float | None
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class Tradeoff:
+    """Points in falling size, the large network first."""
+
+    points: tuple[Point, ...]
+    seconds: float
+
+    def __str__(self) -> str:
+        rows = [f"{'multiply-adds':>13}  {'parameters':>10}  {'distance':>8}  {'metric':>8}"]
+        for p in self.points:
+            metric = f"{p.metric:8.4g}" if p.metric is not None else f"{'':8}"
+            rows.append(f"{p.macs:13.3f}  {p.params:10.3f}  {p.distance:8.4f}  {metric}".rstrip())
+        return "\n".join(rows)
 
 
 def shrink(
@@ -54,41 +91,232 @@ def shrink(
     macs: float | None = None,
     params: float | None = None,
     plan: Plan | None = None,
+    max_drop: float | None = None,
+    metric: Callable[[nn.Module], float] | None = None,
     scope: Scope = "inner",
-    order: Order = "activation",
+    order: Order = "obs",
     allocation: Allocation = "measured",
-    distance: Callable[[Any, Any], Tensor] | None = None,
+    distance: Distance | None = None,
+    samples: int = SAMPLES,
+    progress: Progress = lambda stage, share: None,
 ) -> tuple[Network, ShrinkResult]:
     """Cut a trained network to a size and repair it in closed form; `model` stays as it is.
 
     Args:
-        batches: calibration inputs as the model's forward takes them, without labels; the first 256 samples are used.
-            Tokens that an attention mask among them drops do not count.
+        batches: calibration inputs as the model's forward takes them, without labels; the first `samples` of them are
+            used. More are better: 256 pictures already do, 1,024 do clearly better. Tokens that an attention mask among
+            them drops do not count.
         alpha, macs, params, plan: the size, one of them, as in `Axes.plan`; without any, macs is 0.5.
+        max_drop: in place of a size: the smallest network whose `metric` is at most this much below the large one's.
+        metric: network → a number, higher is better, on held-out data.
         scope: "inner" cuts heads and hidden units, "full" the residual stream too.
-        order, allocation: as in `prepare`; every entry is ranked by activations, since compensation repairs what the
-            kept entries predict.
+        order: which entries stay, as in `prepare`; "obs" keeps those that predict the others best.
+        allocation: "measured" finds widths by what compensated cuts do to the outputs, "uniform" by one factor.
         distance: (large output, small output) → a number; `output_distance` if left out.
+        progress: told of each stage ("order", "allocate", "solve") what share of it is done.
 
     Returns the small network in eval mode and what was done.
+
+    Raises:
+        PlanError: a size or `max_drop` that cannot be met. AdjoinedError: no batches, activations that are not finite.
+    """
+    start = time.perf_counter()
+    sizes = {"alpha": alpha, "macs": macs, "params": params, "plan": plan, "max_drop": max_drop}
+    given = [name for name, value in sizes.items() if value is not None]
+    if len(given) > 1:
+        raise PlanError(f"{' and '.join(given)} both say how small; give one of them")
+    if max_drop is not None and metric is None:
+        raise AdjoinedError("max_drop needs metric=, a function of the network that returns a number")
+    what: Literal["macs", "params"] = "params" if params is not None else "macs"
+    budget = params if params is not None else macs if macs is not None or given else 0.5
+    setup = _prepare(model, batches, what, scope, order, distance, samples, progress)
+    if plan is not None or alpha is not None:
+        chosen = plan or setup.axes.plan(alpha, scope=scope)
+        setup = _in_order(setup, [chosen], order, scope)
+        net, result = _cut(setup, chosen)
+    else:
+        setup = _measured(setup, allocation, order, scope, [] if budget is None else [budget])
+        if max_drop is not None and metric is not None:
+            net, result = _smallest(setup, metric, max_drop)
+        else:
+            assert budget is not None
+            net, result = _cut(setup, setup.plan(budget))
+    if metric is not None and result.metric is None:
+        result = replace(result, metric=(_score(metric, setup.large), _score(metric, net)))
+    return net, replace(result, seconds=time.perf_counter() - start)
+
+
+def tradeoff(
+    model: nn.Module,
+    batches: Iterable[Example],
+    *,
+    sizes: Sequence[float] = SIZES,
+    what: Literal["macs", "params"] = "macs",
+    metric: Callable[[nn.Module], float] | None = None,
+    scope: Scope = "inner",
+    order: Order = "obs",
+    distance: Distance | None = None,
+    samples: int = SAMPLES,
+    progress: Progress = lambda stage, share: None,
+) -> Tradeoff:
+    """How small can it get: the compensated network of each size, all from one measurement; `model` stays as it is.
+
+    Args: as of `shrink`; sizes: shares of the large network's multiply-adds or parameters.
 
     Raises:
         PlanError: a size that cannot be met. AdjoinedError: no batches, activations that are not finite.
     """
     start = time.perf_counter()
-    distance = distance or output_distance
+    setup = _prepare(model, batches, what, scope, order, distance, samples, progress)
+    setup = _measured(setup, "measured", order, scope, list(sizes))
+    whole = setup.axes.plan(macs=1.0)
+    points = [Point(1.0, 1.0, 0.0, _score(metric, setup.large) if metric else None, whole)]
+    for size in sorted(sizes, reverse=True):
+        net, result = _cut(setup, setup.plan(size))
+        points.append(
+            Point(
+                result.macs[1] / result.macs[0],
+                result.params[1] / result.params[0],
+                result.distance,
+                _score(metric, net) if metric else None,
+                result.plan,
+            )
+        )
+    return Tradeoff(tuple(points), time.perf_counter() - start)
+
+
+@dataclass(frozen=True, eq=False)
+class _Setup:
+    """A copy of the large network in order, its axes, and the data. steps: the path of all budgets, None without one.
+
+    solving, check: calibration inputs to solve on, and to measure on.
+    """
+
+    large: nn.Module
+    axes: Axes
+    solving: list[Example]
+    check: list[Example]
+    distance: Distance
+    what: Literal["macs", "params"]
+    progress: Progress
+    steps: list[Step] | None = None
+    plans: Mapping[float, Plan] | None = None
+
+    def plan(self, budget: float) -> Plan:
+        """The plan of a budget: a share of the large network's cost, or an absolute number."""
+        if self.steps is None:
+            assert self.plans is not None
+            return self.plans[budget]
+        full = getattr(self.axes.cost(), self.what)
+        return plan_on_path(self.axes, self.steps, limit_of(budget, full, self.what), self.what)
+
+
+def _prepare(
+    model: nn.Module,
+    batches: Iterable[Example],
+    what: Literal["macs", "params"],
+    scope: Scope,
+    order: Order,
+    distance: Distance | None,
+    samples: int,
+    progress: Progress,
+) -> _Setup:
     device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-    statistics, measuring = calibration_batches(batches, device)
+    _, chosen = calibration_batches(batches, device, samples)
+    solving, check = (chosen[:-1], chosen[-1:]) if len(chosen) > 3 else (chosen, chosen[:1])
     large = copy.deepcopy(model).eval()
-    example = pytree.tree_map(lambda t: t[:2] if isinstance(t, Tensor) and t.ndim else t, statistics[0])
+    example = pytree.tree_map(lambda t: t[:2] if isinstance(t, Tensor) and t.ndim else t, solving[0])
     axes = find_axes(large, example)  # of the copy
-    if plan is None:
-        size = {"alpha": alpha, "macs": macs, "params": params}
-        size = size if any(v is not None for v in size.values()) else {**size, "macs": 0.5}
-        plan = _size(large, axes, statistics, measuring, size, scope, order, allocation, distance)
-    else:
-        order_entries(large, axes, [plan], statistics, order=order)
-    result = compensate(large, axes, plan, measuring)
+    if not [a for a in axes if a.pinned is None and a.role in SCOPES[scope]]:
+        raise PlanError(
+            "the network has no width that can be cut; print(adjoined.find_axes(model, x)) says why"
+        )
+    return _Setup(large, axes, solving, check, distance or output_distance, what, progress)
+
+
+def _in_order(setup: _Setup, plans: Sequence[Plan], order: Order, scope: Scope) -> _Setup:
+    """The same with the entries of the large network in order."""
+    setup.progress("order", 0.0)
+    order_entries(setup.large, setup.axes, plans, setup.solving, order=order)
+    setup.progress("order", 1.0)
+    return setup
+
+
+def _measured(
+    setup: _Setup, allocation: Allocation, order: Order, scope: Scope, budgets: Sequence[float]
+) -> _Setup:
+    """The same in order, with a path or plans for the budgets."""
+    axes, what = setup.axes, setup.what
+    asked = [  # says so if one cannot be met
+        axes.plan(macs=b, scope=scope) if what == "macs" else axes.plan(params=b, scope=scope)
+        for b in budgets
+    ]
+    setup = _in_order(setup, asked, order, scope)
+    free = [a for a in axes if a.pinned is None and a.role in SCOPES[scope]]
+    if allocation == "uniform":
+        return replace(setup, plans=dict(zip(budgets, asked, strict=True)))
+    if not all(a.maskable for a in free):  # a stream, say: measured by its raw cuts
+        plans = allocate_budgets(
+            setup.large, axes, setup.solving, setup.check, what, budgets, scope=scope, loss=setup.distance
+        )
+        return replace(setup, plans=dict(zip(budgets, plans, strict=True)))
+    ranks = {a.name: torch.arange(a.size, 0, -1, dtype=torch.float64) for a in free}
+    damages = measure_damage(
+        setup.large,
+        axes,
+        list(ranks),
+        ranks,
+        setup.solving,
+        setup.check,
+        distance=lambda large, small, mask: setup.distance(_counted(large, mask), _counted(small, mask)),
+        ridge=RIDGE,
+        progress=lambda share: setup.progress("allocate", share),
+    )
+    return replace(setup, steps=greedy_path(axes, damages, what))
+
+
+def _smallest(
+    setup: _Setup, metric: Callable[[nn.Module], float], max_drop: float
+) -> tuple[Network, ShrinkResult]:
+    """The smallest network of those at 5, 10, … 95 % whose metric drops by at most `max_drop`, by bisection."""
+    if setup.steps is None:
+        raise PlanError("max_drop needs a path of all budgets, which scope='inner' has; give a size")
+    whole = _score(metric, setup.large)
+    found: tuple[Network, ShrinkResult] | None = None
+    nearest = float("-inf")
+    low, high = 0, 19
+    while high - low > 1:
+        at = (low + high) // 2
+        try:
+            net, result = _cut(setup, setup.plan(at / 20))
+        except PlanError:  # smaller than can be
+            low = at
+            continue
+        score = _score(metric, net)
+        nearest = max(nearest, score)
+        if score >= whole - max_drop:
+            found, high = (net, replace(result, metric=(whole, score))), at
+        else:
+            low = at
+    if found is None:
+        raise PlanError(
+            f"no network loses at most {max_drop:g} of {whole:g}; the best tried has {nearest:g}: allow more, or train it"
+        )
+    return found
+
+
+@torch.no_grad()
+def _score(metric: Callable[[nn.Module], float], network: nn.Module) -> float:
+    return float(metric(network))
+
+
+def _cut(setup: _Setup, plan: Plan) -> tuple[Network, ShrinkResult]:
+    """The small network of a plan, its readers solved again."""
+    large, axes = setup.large, setup.axes
+    setup.progress("solve", 0.0)
+    result = compensate(
+        large, axes, plan, setup.solving, progress=lambda share: setup.progress("solve", share)
+    )
     twin = Adjoined(large, plan, axes=axes).eval()
     cut = {name: t.detach() for name, t in twin.small_tensors().items()}
     solved = {name: result.tensors.get(axes.aliases.get(name, name), t) for name, t in cut.items()}
@@ -96,7 +324,7 @@ def shrink(
     with torch.no_grad():
         for name, parameter in net.named_parameters():
             parameter.copy_(solved[name])
-    before, after = (_distance(large, twin, t, measuring, distance) for t in (cut, solved))
+    before, after = (_distance(setup, twin, tensors) for tensors in (cut, solved))
     costs = axes.cost(), axes.cost(plan)
     return net, ShrinkResult(
         plan=plan,
@@ -106,30 +334,8 @@ def shrink(
         params=(costs[0].params, costs[1].params),
         readers=result.readers,
         skipped=result.skipped,
-        seconds=time.perf_counter() - start,
+        seconds=0.0,
     )
-
-
-def _size(
-    large: nn.Module,
-    axes: Axes,
-    statistics: Sequence[Example],
-    measuring: Sequence[Example],
-    request: Mapping[str, Any],
-    scope: Scope,
-    order: Order,
-    allocation: Allocation,
-    distance: Callable[[Any, Any], Tensor],
-) -> Plan:
-    """Order the entries of `large` in place; the plan that `request`, the arguments of `Axes.plan`, asks for."""
-    plan = axes.plan(**request, scope=scope)
-    order_entries(large, axes, [plan], statistics, order=order)
-    if allocation == "measured" and request["alpha"] is None:
-        what: Literal["macs", "params"] = "macs" if request["macs"] is not None else "params"
-        (plan,) = allocate_budgets(
-            large, axes, statistics, measuring, what, [request[what]], scope=scope, loss=distance
-        )
-    return plan
 
 
 def output_distance(large: Any, small: Any) -> Tensor:
@@ -140,32 +346,30 @@ def output_distance(large: Any, small: Any) -> Tensor:
     parts = []
     for a, b in zip(pytree.tree_leaves(large), pytree.tree_leaves(small), strict=True):
         if isinstance(a, Tensor) and a.is_floating_point() and a.ndim:
+            a, b = a.float(), b.float()
             variance = (a - a.mean(0)).square().mean()
             parts.append((a - b).square().mean() / variance.clamp(min=torch.finfo(a.dtype).tiny))
     return torch.stack(parts).mean()
 
 
 @torch.no_grad()
-def _distance(
-    large: nn.Module,
-    twin: Adjoined,
-    tensors: Mapping[str, Tensor],
-    batches: Sequence[Example],
-    distance: Callable[[Any, Any], Tensor],
-) -> float:
+def _distance(setup: _Setup, twin: Adjoined, tensors: Mapping[str, Tensor]) -> float:
     total = 0.0
-    with in_eval(large):
-        for batch in batches:
+    with in_eval(setup.large):
+        for batch in setup.check:
             args, kwargs = normalise_example(batch)
             mask = token_mask(kwargs)
-            outputs = [call_model(large, (args, kwargs)), twin.run(tensors, args, kwargs)]
-            pair = [pytree.tree_map(lambda t, m=mask: _counted(t, m), out) for out in outputs]
-            total += float(distance(*pair))
-    return total / len(batches)
+            outputs = [call_model(setup.large, (args, kwargs)), twin.run(tensors, args, kwargs)]
+            total += float(setup.distance(*(_counted(out, mask) for out in outputs)))
+    return total / len(setup.check)
 
 
-def _counted(value: Any, mask: Tensor | None) -> Any:
+def _counted(output: Any, mask: Tensor | None) -> Any:
     """Of token outputs (B, N, …) those that count, (tokens, …)."""
-    if mask is not None and isinstance(value, Tensor) and value.shape[:2] == mask.shape:
-        return value[mask]
-    return value
+
+    def one(value: Any) -> Any:
+        if mask is not None and isinstance(value, Tensor) and value.shape[:2] == mask.shape:
+            return value[mask]
+        return value
+
+    return pytree.tree_map(one, output)

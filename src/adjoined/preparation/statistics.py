@@ -1,11 +1,32 @@
 """First and second moments of calibration activations, accumulated batch by batch in float64."""
 
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx, nn
 
-__all__ = ["Moments", "rows_of"]
+from adjoined.core.axes import Axes
+from adjoined.core.capture import Example, in_eval, normalise_example
+from adjoined.core.propagate import op_name
+from adjoined.errors import AdjoinedError
+from adjoined.network.program import build_program
+
+__all__ = ["Moments", "reader_moments", "rows_of", "token_mask"]
+
+# Operator that sums over channels of an input by a weight, the next argument → position of the input, where its channels are.
+OPERANDS: dict[str, tuple[int, int]] = {
+    "linear": (0, -1),
+    "addmm": (1, -1),
+    "matmul": (0, -1),
+    "mm": (0, -1),
+    "conv1d": (0, 1),
+    "conv2d": (0, 1),
+    "conv3d": (0, 1),
+}
+# Keyword inputs that say which tokens count.
+MASKS = ("attention_mask", "pixel_mask", "padding_mask")
 
 
 @dataclass
@@ -61,3 +82,58 @@ def rows_of(x: Tensor, channels: int, mask: Tensor | None = None) -> Tensor:
     if mask is not None and moved.shape[:-1] == mask.shape:
         return moved[mask]
     return moved.flatten(0, -2)
+
+
+def token_mask(kwargs: Mapping[str, Any]) -> Tensor | None:
+    """The tokens that count, (B, N) of bool, if an input says so."""
+    for name in MASKS:
+        mask = kwargs.get(name)
+        if isinstance(mask, Tensor) and mask.ndim == 2:
+            return mask.bool()
+    return None
+
+
+def reader_moments(
+    model: nn.Module, axes: Axes, batches: Iterable[Example], weights: Set[str]
+) -> dict[tuple[str, int], Moments]:
+    """Moments of what each of `weights` multiplies in the large network: (weight, channels) → its meter.
+
+    Tokens that an attention mask among the inputs drops do not count. Raises AdjoinedError when there is no batch.
+    """
+    program = build_program(model, axes, {})
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers()), **axes.capture.constants}
+    names = [axes.aliases.get(name, name) for name in program.tensors["eval"]]
+    device = next(model.parameters()).device
+    program.move(device)
+    meter = _Meter(program.eval, names, weights)
+    measured = False
+    with in_eval(model), torch.no_grad():
+        stored = [tensors[name].to(device) for name in names]
+        for inputs in batches:
+            args, kwargs = normalise_example(inputs)
+            meter.mask = token_mask(kwargs)
+            meter.run(*stored, *program.signature.flatten(args, kwargs))
+            measured = True
+    if not measured:
+        raise AdjoinedError("there is nothing to order by: give at least one batch of inputs")
+    return meter.moments
+
+
+class _Meter(fx.Interpreter):
+    """Runs a graph and measures what each of `wanted` is multiplied by."""
+
+    def __init__(self, graph: fx.GraphModule, names: Sequence[str], wanted: Set[str]) -> None:
+        super().__init__(graph)
+        holders = [node for node in graph.graph.nodes if node.op == "placeholder"]
+        self.weights = {h: name for h, name in zip(holders, names, strict=False) if name in wanted}
+        self.moments: dict[tuple[str, int], Moments] = {}
+        self.mask: Tensor | None = None
+
+    def run_node(self, n: fx.Node) -> Any:
+        at, channels = OPERANDS.get(op_name(n), (0, None))
+        weight = n.args[at + 1] if channels is not None and len(n.args) > at + 1 else None
+        name = self.weights.get(weight) if isinstance(weight, fx.Node) else None
+        if name is not None and channels is not None:
+            x = rows_of(self.env[n.args[at]], channels, self.mask)  # type: ignore[index]
+            self.moments.setdefault((name, x.shape[1]), Moments()).update(x)
+        return super().run_node(n)

@@ -29,7 +29,7 @@ CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
 Device = Literal["auto", "cpu", "cuda"]
 Backend = Literal["eager", "onnxruntime", "openvino"]
 Noise = Literal["gumbel", "normal", "none"]
-Order = Literal["auto", "activation", "taylor", "magnitude", "none"]
+Order = Literal["auto", "activation", "obs", "taylor", "magnitude", "none"]
 Per = Literal["block", "axis"]
 Precision = Literal["auto", "fp32", "tf32", "bf16"]
 Schedule = Literal["cosine", "constant"]
@@ -159,8 +159,8 @@ class CompressConfig:
 
     order: Annotated[
         Order,
-        "what is cut last: by weight (magnitude), by what all that is cut adds to sums (activation), by the loss's gradient "
-        "(taylor), or as it comes (none); auto: hidden units by activation, heads and stream by magnitude",
+        "what is cut last: by weight (magnitude), by what all that is cut adds to sums (activation), by what the rest cannot "
+        "predict (obs), by the loss's gradient (taylor), or as it comes (none); auto: hidden units by activation, heads and stream by magnitude",
     ] = "auto"
     rotate: Annotated[
         bool, "rotate a stream that is cut to its principal directions first, where its LayerNorms allow that"
