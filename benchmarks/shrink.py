@@ -1,7 +1,7 @@
 """How much of a trained network is left without training: plain cut, compensation, and its parts.
 
     python -m benchmarks.shrink [--networks ../shared/networks] [--data ../shared/data] [--subjects vit saliency minilm]
-                                [--sizes 0.75 0.5 0.25] [--seeds 0 1 2] [--calibration 1024] [--test 2000]
+                                [--sizes 0.75 0.5 0.25] [--seeds 0 1 2] [--calibration N] [--test 2000]
 
 Three subjects, each with a figure of its own on held-out data:
 
@@ -39,7 +39,7 @@ import adjoined
 from adjoined.core.plan import Plan
 from adjoined.preparation.compensation import compensate
 from adjoined.preparation.damage import fast_precision
-from adjoined.preparation.shrink import _measured, _prepare
+from adjoined.preparation.shrink import begin, measured
 from benchmarks.common import RESULTS, write
 
 PIXELS, TOKENS, PROBE, POOL, BATCH = 98, 40, 20000, 4000, 64
@@ -161,6 +161,7 @@ def minilm(networks: Path, data: Path, test: int) -> Subject:
 
 
 SUBJECTS = {"vit": vit, "saliency": saliency, "minilm": minilm}
+CALIBRATION = {"vit": 1024, "saliency": 1024, "minilm": 4000}
 
 
 def rows(
@@ -179,8 +180,8 @@ def rows(
         ("activation order", "activation", "measured"),
     ):
         start = time.perf_counter()
-        setup = _prepare(subject.model, [inputs], "macs", "inner", order, None, calibration, lambda *_: None)
-        setup = _measured(setup, allocation, order, "inner", list(sizes))
+        setup = begin(subject.model, [inputs], "macs", "inner", order, None, calibration, lambda *_: None)
+        setup = measured(setup, allocation, order, "inner", list(sizes))
         prepared = time.perf_counter() - start
         for size in sizes:
             plan = setup.plan(size)
@@ -224,7 +225,7 @@ def main() -> None:
     parser.add_argument("--subjects", nargs="+", default=list(SUBJECTS), choices=list(SUBJECTS))
     parser.add_argument("--sizes", type=float, nargs="+", default=[0.75, 0.5, 0.25])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--calibration", type=int, default=1024)
+    parser.add_argument("--calibration", type=int, help="samples; default: 1024 pictures, 4000 sentences")
     parser.add_argument("--test", type=int, default=2000)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
@@ -243,7 +244,7 @@ def main() -> None:
                 )
             print(results[-1], flush=True)
         for seed in left:
-            results += rows(name, subject, args.sizes, seed, args.calibration)
+            results += rows(name, subject, args.sizes, seed, args.calibration or CALIBRATION[name])
             write("shrink_cpu", results)
 
 

@@ -259,6 +259,25 @@ def coverage(rows: list[dict[str, Any]]) -> list[Row]:
     return [("models of", "measured", "green")] + [(lib, c.total(), c[True]) for lib, c in counts.items()]
 
 
+def shrink_cpu(rows: list[dict[str, Any]]) -> list[Row]:
+    """Networks × sizes, a row for each way; the mean over seeds, with the spread where there are several."""
+    head = ("network", "multiply-adds", "way", "figure", "seconds, all in")
+    out: list[Row] = [head]
+    keys = dict.fromkeys((r["network"], r["size"], r["way"]) for r in rows)
+    for network, size, way in sorted(keys, key=lambda k: (k[0], -k[1])):
+        found = [r for r in rows if (r["network"], r["size"], r["way"]) == (network, size, way)]
+        names = [n for n in ("top1", "map difference", "cosine", "spearman") if n in found[0]]
+        figures = [f"{n.replace('top1', 'top-1 %')} {_spread([r[n] for r in found])}" for n in names]
+        seconds = [r["prepare seconds"] + r["repair seconds"] for r in found if "prepare seconds" in r]
+        out.append((network, f"{size:g}", way, ", ".join(figures), f"{_mean(seconds, 0)}" if seconds else ""))
+    return out
+
+
+def _spread(values: list[float]) -> str:
+    mean = f"{statistics.mean(values):.3f}" if max(values) <= 1 else f"{statistics.mean(values):.2f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.2g}"
+
+
 def thesis_table(rows: list[dict[str, Any]]) -> list[Row]:
     head = ("network", "reading", "parameters (M)", "GMACs")
     return [head] + [
@@ -280,6 +299,7 @@ TABLES: dict[str, Callable[[Any], list[Row]]] = {
         analysis_time,
         coverage,
         thesis_table,
+        shrink_cpu,
     )
 }
 TABLES |= {

@@ -33,6 +33,7 @@ TRAIN = (
     "--max-steps=2 --epochs=1 --batch-size=479 --workers=0 --device=cpu --augment=none --model-args.depth=1"
 )
 TINY = {"compress": TRAIN.split(), "search": TRAIN.split(), "evaluate": ["--workers=0", "--device=cpu"]}
+TINY["shrink"] = "--checkpoint=digits.pt --model-args.depth=1 --samples=32 --workers=0 --device=cpu".split()
 TINY["benchmark"] = "--backends eager --batch 1 --rounds 2".split()
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from adjoined.cli import compress, main
+from adjoined.cli import compress, main, shrink
+from adjoined.models.build import build_model
 from docs.blocks import blocks, commands, tiny
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +26,9 @@ def here(tmp_path, monkeypatch):
     monkeypatch.setattr(
         compress, "report_after", lambda *_: None
     )  # seconds a run; docs/how-to/report.md has one
+    monkeypatch.setattr(shrink, "report_after", lambda *_: None)
     torch.manual_seed(0)
+    torch.save(build_model("digits_vit", model_args={"depth": 1}).state_dict(), "digits.pt")
 
 
 @pytest.mark.filterwarnings("default")  # what a user sees as a note

@@ -17,6 +17,7 @@ __all__ = ["COMMANDS", "main"]
 # Command → its line in `adjoined --help`; each is a module here with add_flags(parser) and run(flags).
 COMMANDS = {
     "inspect": "list the widths of a network, and what a factor leaves of them",
+    "shrink": "cut a trained network and repair it in closed form, in minutes, without labels or training",
     "compress": "train a network together with the smaller one cut out of it",
     "search": "find how much each block keeps, to a budget; RUN/plan.json is the plan",
     "evaluate": "top-1 of the small network of a run, alone",
@@ -28,6 +29,7 @@ COMMANDS = {
 DESCRIPTION = "Compress a transformer by training it together with a smaller one cut out of it."
 EXAMPLES = """examples:
   adjoined inspect vit_small_patch16_224
+  adjoined shrink vit_small_patch16_224 --pretrained --data path/to/images --macs 0.5 --out small
   adjoined compress --model vit_small_patch16_224 --pretrained --data path/to/images --macs 0.5 --out run
   adjoined export run --format onnx"""
 # Flags that take one value or several.

@@ -1,9 +1,9 @@
 """Flags from annotated fields, and jsonargparse's errors in our words."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
-from typing import get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from jsonargparse import ActionYesNo, ArgumentParser
 
@@ -32,8 +32,16 @@ WORDS = {
 }
 
 
-def add_fields(parser: ArgumentParser, config: type, names: Iterable[str] | None = None) -> None:
-    """A flag for each field (or those of `names`) of the dataclass `config`, annotated with its help."""
+def add_fields(
+    parser: ArgumentParser,
+    config: type,
+    names: Iterable[str] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> None:
+    """A flag for each field (or those of `names`) of the dataclass `config`, annotated with its help.
+
+    `defaults`: those that differ here.
+    """
     hints = get_type_hints(config, include_extras=True)
     for field in fields(config):
         if names is not None and field.name not in names:
@@ -41,6 +49,7 @@ def add_fields(parser: ArgumentParser, config: type, names: Iterable[str] | None
         kind, text = get_args(hints[field.name])[:2]
         made = field.default_factory
         default = field.default if made is MISSING else made()
+        default = (defaults or {}).get(field.name, default)
         flag = "--" + field.name.replace("_", "-")
         if kind in (bool, bool | None):
             add_switch(parser, flag, text, default=None if default is None else bool(default))

@@ -78,7 +78,8 @@ def plan_on_path(axes: Axes, steps: list[Step], budget: float, what: str = "macs
         raise PlanError(
             f"{what}={budget:g} cannot be met; the least that can is {cost() / full:.3f} of the whole network"
         )
-    return axes.plan(kept={a.name: counts.get(a.name, a.size) for a in axes if a.pinned is None})
+    plan = axes.plan(kept={a.name: counts.get(a.name, a.size) for a in axes if a.pinned is None})
+    return Plan(plan.widths, f"{what}={budget / getattr(axes.cost(), what):.3g}, measured with repair")
 
 
 def _moves(size: int, damage: Damage) -> list[tuple[int, float]]:

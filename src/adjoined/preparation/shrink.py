@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -28,7 +28,22 @@ from adjoined.preparation.prepare import (
 )
 from adjoined.preparation.statistics import token_mask
 
-__all__ = ["SAMPLES", "Point", "ShrinkResult", "Tradeoff", "output_distance", "shrink", "tradeoff"]
+__all__ = [
+    "SAMPLES",
+    "SIZES",
+    "Point",
+    "Setup",
+    "ShrinkResult",
+    "Tradeoff",
+    "begin",
+    "curve",
+    "cut",
+    "measured",
+    "output_distance",
+    "shrink",
+    "smallest",
+    "tradeoff",
+]
 
 # Calibration samples that are used, those of them that only measure, and the sizes of a trade-off curve.
 SAMPLES, HELD_OUT = 1024, 128
@@ -129,18 +144,18 @@ def shrink(
         raise AdjoinedError("max_drop needs metric=, a function of the network that returns a number")
     what: Literal["macs", "params"] = "params" if params is not None else "macs"
     budget = params if params is not None else macs if macs is not None or given else 0.5
-    setup = _prepare(model, batches, what, scope, order, distance, samples, progress)
+    setup = begin(model, batches, what, scope, order, distance, samples, progress)
     if plan is not None or alpha is not None:
         chosen = plan or setup.axes.plan(alpha, scope=scope)
         setup = _in_order(setup, [chosen], order, scope)
-        net, result = _cut(setup, chosen)
+        net, result = cut(setup, chosen)
     else:
-        setup = _measured(setup, allocation, order, scope, [] if budget is None else [budget])
+        setup = measured(setup, allocation, order, scope, [] if budget is None else [budget])
         if max_drop is not None and metric is not None:
-            net, result = _smallest(setup, metric, max_drop)
+            net, result = smallest(setup, metric, max_drop)
         else:
             assert budget is not None
-            net, result = _cut(setup, setup.plan(budget))
+            net, result = cut(setup, setup.plan(budget))
     if metric is not None and result.metric is None:
         result = replace(result, metric=(_score(metric, setup.large), _score(metric, net)))
     return net, replace(result, seconds=time.perf_counter() - start)
@@ -167,27 +182,14 @@ def tradeoff(
         PlanError: a size that cannot be met. AdjoinedError: no batches, activations that are not finite.
     """
     start = time.perf_counter()
-    setup = _prepare(model, batches, what, scope, order, distance, samples, progress)
-    setup = _measured(setup, "measured", order, scope, list(sizes))
-    whole = setup.axes.plan(macs=1.0)
-    points = [Point(1.0, 1.0, 0.0, _score(metric, setup.large) if metric else None, whole)]
-    for size in sorted(sizes, reverse=True):
-        net, result = _cut(setup, setup.plan(size))
-        points.append(
-            Point(
-                result.macs[1] / result.macs[0],
-                result.params[1] / result.params[0],
-                result.distance,
-                _score(metric, net) if metric else None,
-                result.plan,
-            )
-        )
-    return Tradeoff(tuple(points), time.perf_counter() - start)
+    setup = begin(model, batches, what, scope, order, distance, samples, progress)
+    setup = measured(setup, "measured", order, scope, list(sizes))
+    return Tradeoff(tuple(curve(setup, sizes, metric)), time.perf_counter() - start)
 
 
 @dataclass(frozen=True, eq=False)
-class _Setup:
-    """A copy of the large network in order, its axes, and the data. steps: the path of all budgets, None without one.
+class Setup:
+    """A copy of the large network in order, its axes, and the data: what `cut` needs. steps: the path of all budgets, None without one.
 
     solving, check: calibration inputs to solve on, and to measure on.
     """
@@ -211,7 +213,7 @@ class _Setup:
         return plan_on_path(self.axes, self.steps, limit_of(budget, full, self.what), self.what)
 
 
-def _prepare(
+def begin(
     model: nn.Module,
     batches: Iterable[Example],
     what: Literal["macs", "params"],
@@ -220,7 +222,8 @@ def _prepare(
     distance: Distance | None,
     samples: int,
     progress: Progress,
-) -> _Setup:
+) -> Setup:
+    """A copy of the model with its axes and calibration inputs."""
     device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     _, chosen = calibration_batches(batches, device, samples)
     solving, check = (chosen[:-1], chosen[-1:]) if len(chosen) > 3 else (chosen, chosen[:1])
@@ -231,10 +234,10 @@ def _prepare(
         raise PlanError(
             "the network has no width that can be cut; print(adjoined.find_axes(model, x)) says why"
         )
-    return _Setup(large, axes, solving, check, distance or output_distance, what, progress)
+    return Setup(large, axes, solving, check, distance or output_distance, what, progress)
 
 
-def _in_order(setup: _Setup, plans: Sequence[Plan], order: Order, scope: Scope) -> _Setup:
+def _in_order(setup: Setup, plans: Sequence[Plan], order: Order, scope: Scope) -> Setup:
     """The same with the entries of the large network in order."""
     setup.progress("order", 0.0)
     order_entries(setup.large, setup.axes, plans, setup.solving, order=order)
@@ -242,9 +245,9 @@ def _in_order(setup: _Setup, plans: Sequence[Plan], order: Order, scope: Scope) 
     return setup
 
 
-def _measured(
-    setup: _Setup, allocation: Allocation, order: Order, scope: Scope, budgets: Sequence[float]
-) -> _Setup:
+def measured(
+    setup: Setup, allocation: Allocation, order: Order, scope: Scope, budgets: Sequence[float]
+) -> Setup:
     """The same in order, with a path or plans for the budgets."""
     axes, what = setup.axes, setup.what
     asked = [  # says so if one cannot be met
@@ -275,8 +278,8 @@ def _measured(
     return replace(setup, steps=greedy_path(axes, damages, what))
 
 
-def _smallest(
-    setup: _Setup, metric: Callable[[nn.Module], float], max_drop: float
+def smallest(
+    setup: Setup, metric: Callable[[nn.Module], float], max_drop: float
 ) -> tuple[Network, ShrinkResult]:
     """The smallest network of those at 5, 10, … 95 % whose metric drops by at most `max_drop`, by bisection."""
     if setup.steps is None:
@@ -288,7 +291,7 @@ def _smallest(
     while high - low > 1:
         at = (low + high) // 2
         try:
-            net, result = _cut(setup, setup.plan(at / 20))
+            net, result = cut(setup, setup.plan(at / 20))
         except PlanError:  # smaller than can be
             low = at
             continue
@@ -305,12 +308,24 @@ def _smallest(
     return found
 
 
+def curve(
+    setup: Setup, sizes: Sequence[float], metric: Callable[[nn.Module], float] | None = None
+) -> Iterator[Point]:
+    """The large network and the compensated one of each size, in falling size."""
+    whole = setup.axes.plan(macs=1.0)
+    yield Point(1.0, 1.0, 0.0, _score(metric, setup.large) if metric else None, whole)
+    for size in sorted(sizes, reverse=True):
+        net, result = cut(setup, setup.plan(size))
+        macs, params = (small / large for large, small in (result.macs, result.params))
+        yield Point(macs, params, result.distance, _score(metric, net) if metric else None, result.plan)
+
+
 @torch.no_grad()
 def _score(metric: Callable[[nn.Module], float], network: nn.Module) -> float:
     return float(metric(network))
 
 
-def _cut(setup: _Setup, plan: Plan) -> tuple[Network, ShrinkResult]:
+def cut(setup: Setup, plan: Plan) -> tuple[Network, ShrinkResult]:
     """The small network of a plan, its readers solved again."""
     large, axes = setup.large, setup.axes
     setup.progress("solve", 0.0)
@@ -353,7 +368,7 @@ def output_distance(large: Any, small: Any) -> Tensor:
 
 
 @torch.no_grad()
-def _distance(setup: _Setup, twin: Adjoined, tensors: Mapping[str, Tensor]) -> float:
+def _distance(setup: Setup, twin: Adjoined, tensors: Mapping[str, Tensor]) -> float:
     total = 0.0
     with in_eval(setup.large):
         for batch in setup.check:

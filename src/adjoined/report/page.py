@@ -61,7 +61,9 @@ def page_of(runs: Sequence[Run]) -> str:
 
 
 def command_of(run: Run) -> str:
-    """The command that made the run, every flag spelled out, one a line."""
+    """The command that made the run; of a training every flag is spelled out, one a line."""
+    if isinstance(run.result.get("command"), str):
+        return run.result["command"]
     words = ["adjoined compress"]
     for key, value in run.config.items():
         flag = f"--{key.replace('_', '-')}"

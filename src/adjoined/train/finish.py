@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ import torch
 
 from adjoined.core.axes import Axes
 from adjoined.core.plan import Plan
-from adjoined.data import ImageData
+from adjoined.data import ImageData, InputSpec
+from adjoined.network.program import Network
 from adjoined.network.serialize import load, save
 from adjoined.network.twin import Adjoined
 from adjoined.train.checkpoint import written_aside
@@ -21,7 +22,7 @@ from adjoined.train.plans import SMALL
 from adjoined.train.predictions import write_predictions
 from adjoined.train.search import search_facts
 
-__all__ = ["finish"]
+__all__ = ["block_costs", "finish", "save_small"]
 
 # What was done before the first slice, as `put_in_order` tells it.
 PREPARED = (
@@ -39,7 +40,7 @@ def finish(twins: Mapping[str, Adjoined], setting: Setting, folder: Path, data: 
     device = setting.accelerator.device
     if setting.accelerator.is_main_process:
         for name, twin in twins.items():
-            _save_small(twin, setting, folder / name, data)
+            save_small(twin.small().eval().cpu(), setting.train.inputs, data.classes, folder / name)
     setting.accelerator.wait_for_everyone()
     twin = twins[SMALL].to(device).eval()
     networks = {"large": twin.large} | {name: load(folder / name).to(device).eval() for name in twins}
@@ -76,24 +77,24 @@ def _result(
         "plan": ", ".join(t.plan.note for t in twins.values()),
         "seed": config.seed,
         "torch": torch.__version__,
-        "blocks": _blocks(axes, twin.plan),
+        "blocks": block_costs(axes, twin.plan),
         **{k: last[k] for k in PREPARED if k in last},
         **search_facts(config, axes),
     }
 
 
-def _save_small(twin: Adjoined, setting: Setting, folder: Path, data: ImageData) -> None:
+def save_small(net: Network, spec: InputSpec, classes: Sequence[str], folder: Path) -> None:
     """RUN/small, whole or as it was."""
     aside = folder.with_name(f".{folder.name}")
     shutil.rmtree(aside, ignore_errors=True)
-    save(twin.small().eval().cpu(), aside)
-    inputs = {"inputs": asdict(setting.train.inputs), "classes": list(data.classes)}
+    save(net, aside)
+    inputs = {"inputs": asdict(spec), "classes": list(classes)}
     (aside / "inputs.json").write_text(json.dumps(inputs, indent=1) + "\n", encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)
 
 
-def _blocks(axes: Axes, plan: Plan) -> dict[str, Any]:
+def block_costs(axes: Axes, plan: Plan) -> dict[str, Any]:
     """Block → its parameters and multiply-adds in the large and in the small network; "" is what no block owns."""
 
     def block(path: str) -> str:
