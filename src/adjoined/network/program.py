@@ -113,6 +113,8 @@ def shrink(
             env[node].meta = {}
             if node.target in VIEWS:  # a slice of a weight cannot always be viewed
                 env[node].target = torch.ops.aten.reshape.default
+            elif op_name(node) == "squeeze":
+                _squeeze_the_same(node, env[node])
             elif node.target is ATTENTION and node.kwargs.get("scale") is None:  # the large network's own
                 width = node.args[0].meta["val"].shape[-1]  # type: ignore[union-attr]
                 env[node].update_kwarg("scale", 1 / math.sqrt(width))
@@ -122,6 +124,15 @@ def shrink(
     new.eliminate_dead_code()
     new.lint()
     return fx.GraphModule(nn.Module(), new)
+
+
+def _squeeze_the_same(old: fx.Node, node: fx.Node) -> None:
+    """Squeeze the dimensions that the large network squeezes, and none that a plan leaves a single entry."""
+    shape = old.args[0].meta["val"].shape  # type: ignore[union-attr]
+    asked: Any = old.args[1] if len(old.args) > 1 else range(len(shape))
+    asked = [asked] if isinstance(asked, int) else asked
+    node.target = torch.ops.aten.squeeze.dims
+    node.args = (node.args[0], [d for d in asked if shape[d] == 1])
 
 
 def _rewrite(old: fx.Node, node: fx.Node, binding: Binding, kept: Kept, others: Sequence[Binding]) -> None:

@@ -172,8 +172,11 @@ def slice_(call: Call) -> Dims:
     at = call.get("dim", 0) % len(dims)
     n, length = shape[at], call.out[at]
     if length == n or length == 0:
+        if length and "length" in call.args:
+            call.bind("length", None, dims[at])
         dims[at] = dims[at] if length else call.fixed(0, "nothing is taken")
         return tuple(dims)
+    whole = dims[at]
     start = hint(getattr(call.get("start", 0), "meta", {}).get("val", call.get("start", 0)))
     start = min(max(start + n if start < 0 else start, 0), n)
     try:
@@ -187,10 +190,10 @@ def slice_(call: Call) -> Dims:
             until = concat([before, dims[at]]) if before else dims[at]
             bound = call.bind("end", None, until) and bound
         if not bound:
-            call.pin((*before, *dims[at]), "cut at a place that is counted otherwise")
+            call.pin(whole, "cut at a place that is counted otherwise")
     except Mismatch:
-        call.pin(dims[at], "a slice of it is taken")
-        dims[at] = call.pinned(length, "a slice", dims[at])
+        call.pin(whole, "a slice of it is taken")
+        dims[at] = call.pinned(length, "a slice", whole)
     return tuple(dims)
 
 
