@@ -6,6 +6,9 @@ at many times the cost.
 
 import contextlib
 import logging
+import pickle
+import random
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -93,17 +96,51 @@ def capture(model: nn.Module, example: Example) -> Capture:
         _try(model, given)
         flush(model)
         graph, batch, dynamic = _capture_free(model, given, notes)
-        model.train()
-        try:
-            recorded = _record(model, given, batch) if dynamic else None
-            train = _export(model, given, batch, dynamic) if recorded is None else recorded
-        except Exception as error:
-            notes.append(
-                f"train mode could not be captured ({_short(error)}): the small network trains with its eval graph, "
-                "without dropout; a branch on values in forward can often be guarded by `if not torch.compiler.is_exporting()`"
-            )
-            train = graph
+        train = _capture_train(model, given, batch, dynamic, notes) or graph
     return Capture(graph, train, given, batch, dynamic, tuple(notes))
+
+
+def _capture_train(
+    model: nn.Module, given: tuple[tuple, dict], batch: int, dynamic: bool, notes: list[str]
+) -> Graph | None:
+    """The graph of train mode; None, and a note, where there is none that holds for every step."""
+    model.train()
+    try:
+        with _draws_outside_torch() as drew:
+            recorded = _record(model, given, batch) if dynamic else None
+            graph = _export(model, given, batch, dynamic) if recorded is None else recorded
+    except Exception as error:
+        notes.append(
+            f"train mode could not be captured ({_short(error)}): the small network trains with its eval graph, "
+            "without dropout; a branch on values in forward can often be guarded by `if not torch.compiler.is_exporting()`"
+        )
+        return None
+    if drew:
+        notes.append(
+            f"in train mode the model draws from {' and '.join(drew)}, and a captured graph would repeat one draw for "
+            "ever: the small network trains with its eval graph, without dropout; draw with torch.rand inside forward, "
+            "and use torch.where on it"
+        )
+        return None
+    return graph
+
+
+@contextlib.contextmanager
+def _draws_outside_torch() -> Iterator[list[str]]:
+    """The generators outside torch that were drawn from inside, by name; afterwards they are as they were."""
+    numpy: Any = sys.modules.get("numpy")
+    generators: list[Any] = [("Python's random", random.getstate, random.setstate)]
+    if numpy is not None:
+        generators.append(("numpy.random", numpy.random.get_state, numpy.random.set_state))
+    before = [read() for _, read, _ in generators]
+    drew: list[str] = []
+    try:
+        yield drew
+    finally:
+        for (name, read, write), state in zip(generators, before, strict=True):
+            if pickle.dumps(read()) != pickle.dumps(state):
+                drew.append(name)
+                write(state)
 
 
 def flush(model: nn.Module) -> None:
