@@ -307,8 +307,11 @@ def _inline(graph: fx.Graph, module: fx.GraphModule, env: dict[fx.Node, Any]) ->
             given = node.args[node.args.index(body) + 1 :]
             holders = [n for n in sub.graph.nodes if n.op == "placeholder"]
             inner = {h: env[g] if isinstance(g, fx.Node) else g for h, g in zip(holders, given, strict=True)}
+            without = "set_grad_enabled" in str(node.target) and node.args[0] is False
+            if without:
+                inner = {h: _without_gradient(graph, g) for h, g in inner.items()}
             env[node] = _inline(graph, sub, inner)
-            if "set_grad_enabled" in str(node.target) and node.args[0] is False:
+            if without:
                 env[node] = tuple(_detached(graph, out) for out in env[node])
         elif str(getattr(node.target, "__name__", "")) == "getitem" and isinstance(
             env[node.args[0]], (tuple, list)
@@ -325,6 +328,12 @@ def _detached(graph: fx.Graph, out: Any) -> Any:
     node = graph.call_function(torch.ops.aten.detach.default, (out,))
     node.meta = dict(out.meta)
     return node
+
+
+def _without_gradient(graph: fx.Graph, value: Any) -> Any:
+    """Operators that write to their arguments refuse those with gradients; buffers are written to and have none."""
+    val = value.meta.get("val") if isinstance(value, fx.Node) else None
+    return _detached(graph, value) if isinstance(val, Tensor) and val.requires_grad else value
 
 
 def _is_assertion(node: fx.Node) -> bool:

@@ -153,11 +153,12 @@ class _Builder:
         return self.sizes[n]
 
     def _node(self, ref: Ref, grad: bool) -> fx.Node:
-        """The node of a tensor; where it was made without gradients and is used with them, detached."""
+        """The node of a tensor; detached where it was made without gradients and is used with them, or the reverse."""
         node = self.nodes[ref]
-        if not grad or ref.kind != "step" or self.large.steps[int(ref.at)].grad:
+        made_with = self.large.steps[int(ref.at)].grad if ref.kind == "step" else ref.at in self.parameters
+        if made_with == grad or (grad and ref.kind != "step"):
             return node
-        if self.large.steps[int(ref.at)].target._schema.is_mutable:
+        if grad and self.large.steps[int(ref.at)].target._schema.is_mutable:
             _refuse("changed in place without gradients")
         if ref not in self.detached:
             self.detached[ref] = self._call(torch.ops.aten.detach.default, (node,), {}, node.meta["val"])
