@@ -237,6 +237,7 @@ CASES: dict[str, Case] = {
     "_log_softmax": lambda d: (aten._log_softmax.default, [t(*d(4)), -1, False]),
     "norm": lambda d: (aten.norm.ScalarOpt_dim, [t(*d(3)), 2, [d.of(1, -1)], d.of(True, False)]),
     "aminmax": lambda d: (functools.partial(aten.aminmax.default, dim=d.of(0, -1)), [t(*d(3))]),
+    "_weight_norm": lambda d: (lambda a, b: (aten._weight_norm.default, [t(a, b), t(a, 1), 0]))(*d(2)),
     "instance_norm": lambda d: _instance_norm(*d(3)),
     "mv": lambda d: (lambda a, b: (aten.mv.default, [t(a, b), t(b)]))(*d(2)),
     "dot": lambda d: (lambda a: (aten.dot.default, [t(a), t(a)]))(d()),

@@ -91,13 +91,26 @@ def capture(model: nn.Module, example: Example) -> Capture:
     tensors = [t for t in pytree.tree_leaves(given) if isinstance(t, Tensor)]
     if not tensors:
         raise CaptureError("the example holds no tensor; give the inputs that the model's forward takes")
-    notes: list[str] = []
+    notes = _kept_sizes(given)
     with in_eval(model):
         _try(model, given)
         flush(model)
         graph, batch, dynamic = _capture_free(model, given, notes)
         train = _capture_train(model, given, batch, dynamic, notes) or graph
     return Capture(graph, train, given, batch, dynamic, tuple(notes))
+
+
+def _kept_sizes(given: tuple[tuple, dict]) -> list[str]:
+    """A note on inputs of another first size than the first one's, which is the batch; one of 1 serves every batch."""
+    named = {**{f"input {i}": t for i, t in enumerate(given[0])}, **given[1]}
+    sizes = {n: t.shape[0] for n, t in named.items() if isinstance(t, Tensor) and t.ndim}
+    batch = next(iter(sizes.values()), 1)
+    others = [f"{n} keeps its first size of {m}" for n, m in sizes.items() if m not in (1, batch)]
+    return (
+        [f"{', '.join(others)}: the batch is {batch}, the first size of {next(iter(sizes))}"]
+        if others
+        else []
+    )
 
 
 def _capture_train(

@@ -82,9 +82,10 @@ class _Builder:
                 _refuse("other constants with another batch")
             name = f"constants_{self.mode}.lifted_tensor_{i}"
             constants[name] = tensor
-            self._placeholder(
+            node = self._placeholder(
                 Ref("constant", i), f"c_lifted_tensor_{i}", tensor.to("meta"), Stored("constant", name)
             )
+            node.meta["constant"] = tensor
         first = None
         for i, leaf in enumerate(self.large.leaves):
             node = self._placeholder(Ref("input", i), f"input_{i}", leaf, None)
