@@ -83,6 +83,7 @@ def capture(model: nn.Module, example: Example) -> Capture:
     """Capture `model` in eval and in train mode, with a dynamic batch where that is possible.
 
     The batch is captured at a prime size that divides no other size of the graph, so it cannot be mistaken for one.
+    A model on the meta device, which has sizes and no values, is captured like any other.
 
     Raises:
         CaptureError: `torch.export` cannot follow the model; the message has its reason and what to try.
@@ -92,8 +93,12 @@ def capture(model: nn.Module, example: Example) -> Capture:
     if not tensors:
         raise CaptureError("the example holds no tensor; give the inputs that the model's forward takes")
     notes = _kept_sizes(given)
+    on_meta = any(t.is_meta for t in (*model.parameters(), *model.buffers()))
+    if on_meta:
+        given = pytree.tree_map(lambda t: t.to("meta") if isinstance(t, Tensor) else t, given)
     with in_eval(model):
-        _try(model, given)
+        if not on_meta:
+            _try(model, given)
         flush(model)
         graph, batch, dynamic = _capture_free(model, given, notes)
         train = _capture_train(model, given, batch, dynamic, notes) or graph

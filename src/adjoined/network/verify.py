@@ -16,7 +16,7 @@ from adjoined.core.dims import Atom
 from adjoined.core.plan import Plan
 from adjoined.core.propagate import Dims
 from adjoined.core.slicing import make_slicer, mask, permute
-from adjoined.errors import CheckError
+from adjoined.errors import AdjoinedError, CheckError
 from adjoined.network.functional import call_with
 from adjoined.network.program import Program, build_program
 
@@ -39,6 +39,11 @@ def check_equal(model: nn.Module, axes: Axes, plan: Plan) -> float:
         CheckError: the difference is above the tolerance of the precision that the model computes in; names the axis.
     """
     kept = axes.kept(plan)
+    if any(p.is_meta for p in model.parameters()):
+        raise AdjoinedError(
+            "the model is on the meta device, so it has sizes and no weights; its axes, plans and costs can be had, "
+            "the rest needs the model with its weights"
+        )
     exact = {a.atom: kept[a.atom] for a in axes if a.atom in kept and a.maskable}
     tensors = _moved(model)
     with _Precisions() as seen:

@@ -48,6 +48,7 @@ class _Builder:
         self.inputs: list[str] = []
         self.sizes: dict[int, fx.Node] = {}  # n → n times the batch
         self.detached: dict[Ref, fx.Node] = {}
+        self.learned: set[Ref] = set()  # parameters, and what is made of them with gradients
 
     def build(self) -> Graph:
         large, small = self.large, self.small
@@ -73,6 +74,8 @@ class _Builder:
         """Stored tensors, constants and inputs, in this order; returns the constants."""
         for name, tensor in self.large.stored.items():
             kind = "parameter" if name in self.parameters else "buffer"
+            if kind == "parameter":
+                self.learned.add(Ref("stored", name))
             self._placeholder(Ref("stored", name), f"{kind[0]}_{name}", tensor, Stored(kind, name))
         constants = {}
         if len(self.large.constants) != len(self.small.constants):
@@ -109,6 +112,9 @@ class _Builder:
         kwargs = {k: self._both(v, other.kwargs.get(k), step.grad) for k, v in step.kwargs.items()}
         for out, small in zip(step.outs, other.outs, strict=True):
             self._check_sizes(out, small)
+        leaves = pytree.tree_leaves((step.args, dict(step.kwargs)), is_leaf=lambda a: isinstance(a, Ref))
+        if step.grad and any(isinstance(a, Ref) and a in self.learned for a in leaves):
+            self.learned |= {Ref("step", at, i if step.many else None) for i in range(len(step.outs))}
         if step.target is torch.ops.aten.alias.default:  # of a slice that takes all
             self.nodes[Ref("step", at)] = args[0]
             return
@@ -156,8 +162,8 @@ class _Builder:
     def _node(self, ref: Ref, grad: bool) -> fx.Node:
         """The node of a tensor; detached where it was made without gradients and is used with them, or the reverse."""
         node = self.nodes[ref]
-        made_with = self.large.steps[int(ref.at)].grad if ref.kind == "step" else ref.at in self.parameters
-        if made_with == grad or (grad and ref.kind != "step"):
+        made_without = ref.kind == "step" and not self.large.steps[int(ref.at)].grad
+        if not (made_without if grad else ref in self.learned):
             return node
         if grad and self.large.steps[int(ref.at)].target._schema.is_mutable:
             _refuse("changed in place without gradients")
