@@ -47,6 +47,8 @@ def index(call: Call) -> Dims:
             if joined[-1 - j] and dim:
                 call.unify(joined[-1 - j], dim)
             joined[-1 - j] = joined[-1 - j] or dim
+    if at == [0] and ndim == 1 and len(x) > 2 and not call.is_active("self"):
+        call.carry_weight("self")  # the weights of the experts that each token chose
     rest = [d for i, d in enumerate(x) if i not in at]
     first = at[0] if at == list(range(at[0], at[-1] + 1)) else 0
     return tuple(rest[:first] + joined + rest[first:])
@@ -116,6 +118,14 @@ def one_hot(call: Call) -> Dims:
     return (*call.dims("self"), call.fixed(call.out[-1], "classes"))
 
 
+def histogram(call: Call) -> Dims:
+    """How many values fall in each bin: `histc`, `bincount`."""
+    for node in call.tensors():
+        for dim in call.dims(node):
+            call.pin(dim, "its values are counted")
+    return counted(call)
+
+
 def meshgrid(call: Call) -> Dims:
     """Every output has the dimension of each vector, the first two swapped for `xy`."""
     out = [call.dims(n)[0] if call.shape(n) else () for n in call["tensors"]]
@@ -136,6 +146,7 @@ RULES: dict[str, Rule] = alike(
         "index": index,
         "index_select": index_select,
         "gather": gather,
+        **dict.fromkeys(["histc", "bincount"], histogram),
         "one_hot": one_hot,
         "meshgrid": meshgrid,
     }

@@ -211,6 +211,19 @@ def ordered(call: Call) -> Dims:
     return dims
 
 
+def diff(call: Call) -> Dims:
+    """Differences of neighbours along `dim`."""
+    dims = list(call.dims("self"))
+    at = call["dim"] % len(dims)
+    for node in call.tensors():
+        call.fix(call.dims(node)[at], "differences of neighbours are taken")
+        for i, dim in enumerate(call.dims(node)):
+            if i != at:
+                call.unify(dims[i], dim)
+    dims[at] = call.fixed(call.out[at], "differences of neighbours")
+    return tuple(dims)
+
+
 def triangle(call: Call) -> Dims:
     dims = call.dims("self")
     for dim in dims[-2:]:
@@ -246,6 +259,7 @@ RULES: dict[str, Rule] = alike(
         **dict.fromkeys(["roll", "flip", "cumsum", "cumprod", "cummax", "cummin", "logcumsumexp"], ordered),
         **dict.fromkeys(["sort", "argsort"], ordered),
         **dict.fromkeys(["tril", "triu"], triangle),
+        "diff": diff,
         "topk": topk,
         "unflatten": unflatten,
         "permute": permute,
