@@ -115,6 +115,8 @@ def shrink(
             env[node].meta = {}
             if node.target in VIEWS:  # a slice of a weight cannot always be viewed
                 env[node].target = torch.ops.aten.reshape.default
+            elif node.target is torch.ops.aten.detach_.default:  # of a constant, which may be a slice now
+                env[node].target = torch.ops.aten.detach.default
             elif op_name(node) == "squeeze":
                 _squeeze_the_same(node, env[node])
             elif node.target is ATTENTION and node.kwargs.get("scale") is None:  # the large network's own
