@@ -17,11 +17,11 @@ def test_a_llama_of_seven_billion_parameters_in_seconds_and_without_its_memory()
     with torch.device("meta"):
         model = hf.LlamaForCausalLM(config)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.perf_counter()
+    start = time.process_time()
     axes = adjoined.find_axes(model, {"input_ids": torch.ones(2, 16, dtype=torch.long)})
     plan = axes.plan(macs=0.5)
     large, small = axes.cost(), axes.cost(plan)
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kilobytes
     assert large.params == sum(p.numel() for p in model.parameters()) == 6_738_415_616
     assert 0.49 < small.macs / large.macs <= 0.5
