@@ -6,9 +6,12 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
+from adjoined import find_axes
 from adjoined.cli import inspect, main
+from adjoined.models.build import build_model
 
 XCIT = {"depth": 1, "cls_attn_layers": 1, "embed_dim": 32, "num_heads": 4}
 
@@ -118,3 +121,46 @@ def test_an_own_module_names_its_own_line(capsys):
     assert axis["kept"] == 8
     assert main(["inspect", "turned:Turned"]) == 0
     assert f"turned.py:{line}" in capsys.readouterr().out
+
+
+def look(capsys, *flags):
+    assert main(["inspect", "digits_vit", "--json", *flags]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_budget_a_plan_and_other_classes(capsys):
+    found = look(capsys, "--macs=0.5", "--num-classes=7")
+    assert 0.45 < found["small"]["macs"] / found["large"]["macs"] <= 0.5
+    assert 7 in [axis["size"] for axis in found["axes"]]
+    plan = find_axes(build_model("digits_vit"), torch.zeros(2, 1, 16, 16)).plan(heads=2)
+    plan.save("plan.json")
+    shown = look(capsys, "--plan=plan.json")
+    assert {a["name"]: a["kept"] for a in shown["axes"]} == {w.name: w.kept for w in plan.widths}
+    assert look(capsys)["plan"] == look(capsys, "--alpha=4")["plan"]
+    assert main(["inspect", "digits_vit", "--macs=0.5", "--plan=plan.json"]) != 0
+    assert "--macs and --plan are two ways to choose the size" in capsys.readouterr().err
+
+
+DRAWS = """
+import random
+from torch import nn
+
+class Draws(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inside, self.out = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.inside(x[:, 0, 0, :6])
+        if self.training and random.random() < 0.5:
+            x = x.relu()
+        return self.out(x)
+"""
+
+
+def test_notes_are_printed(capsys):
+    Path("draws.py").write_text(DRAWS)
+    assert main(["inspect", "draws:Draws"]) == 0
+    assert "note: in train mode the model draws from Python's random" in capsys.readouterr().out
+    assert main(["inspect", "draws:Draws", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["notes"]) == 1

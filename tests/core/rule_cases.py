@@ -209,6 +209,15 @@ def normalised(d: Draw) -> tuple[Any, list[Any]]:
     return aten.layer_norm.default, [t(a, b, c), [c], t(c), t(c)]
 
 
+def experts(d: Draw) -> tuple[Any, list[Any]]:
+    """By the operator that transformers registers: PyTorch's own takes bfloat16 of aligned sizes alone."""
+    import transformers.integrations.moe  # noqa: F401
+
+    a, b, c, e = d(4)
+    ends = torch.tensor([a, a, a + b], dtype=torch.int32)
+    return torch.ops.transformers.grouped_mm_fallback.default, [t(a + b, c), t(3, c, e), ends]
+
+
 CASES: dict[str, Case] = {
     **{name: unary(name) for name in UNARY if hasattr(aten, name)},
     **{name: binary(name) for name in BINARY},
@@ -237,6 +246,7 @@ CASES: dict[str, Case] = {
     "_log_softmax": lambda d: (aten._log_softmax.default, [t(*d(4)), -1, False]),
     "norm": lambda d: (aten.norm.ScalarOpt_dim, [t(*d(3)), 2, [d.of(1, -1)], d.of(True, False)]),
     "aminmax": lambda d: (functools.partial(aten.aminmax.default, dim=d.of(0, -1)), [t(*d(3))]),
+    "_weight_norm": lambda d: (lambda a, b: (aten._weight_norm.default, [t(a, b), t(a, 1), 0]))(*d(2)),
     "instance_norm": lambda d: _instance_norm(*d(3)),
     "mv": lambda d: (lambda a, b: (aten.mv.default, [t(a, b), t(b)]))(*d(2)),
     "dot": lambda d: (lambda a: (aten.dot.default, [t(a), t(a)]))(d()),
@@ -252,6 +262,7 @@ CASES: dict[str, Case] = {
     "addmm": lambda d: _addmm(*d(3)),
     "baddbmm": lambda d: _baddbmm(*d(4)),
     "einsum": lambda d: _einsum(*d(5), d.of(0, 1, 2, 3, 4, 5)),
+    **dict.fromkeys(("_grouped_mm", "grouped_mm_fallback"), experts),
     "embedding": lambda d: (aten.embedding.default, [t(*d(2)), torch.zeros(2, 3, dtype=torch.long)]),
     "view": reshape(aten.view.default),
     "reshape": reshape(aten.reshape.default),
@@ -290,8 +301,11 @@ CASES: dict[str, Case] = {
     "chunk": lambda d: (lambda a, b, c: (aten.chunk.default, [t(c, a * b), b, 1]))(*d(3)),
     "tensor_split": lambda d: _tensor_split(*d(3), d.of(0, 1, 2)),
     "glu": lambda d: (lambda a, b: (aten.glu.default, [t(a, 2 * b), -1]))(*d(2)),
+    "diff": lambda d: (aten.diff.default, [t(d(), d(), 4), d.of(1, 2), d.of(-1, 2)]),
     "topk": lambda d: (aten.topk.default, [t(*d(2), 4), 2, -1]),
     "one_hot": lambda d: (aten.one_hot.default, [torch.randint(3, (d(), d())), 3]),
+    "histc": lambda d: (aten.histc.default, [t(d()), 3, 0, 2]),
+    "bincount": lambda d: (aten.bincount.default, [torch.randint(3, (d(),))]),
     "meshgrid": lambda d: (
         functools.partial(aten.meshgrid.indexing, indexing=d.of("ij", "xy")),
         [[t(d()), t(d()), t(d())]],

@@ -133,12 +133,14 @@ def test_train_mode_that_cannot_be_captured_is_told():
     found = capture(BranchesInTraining(), torch.randn(2, 4))
     assert found.train is found.eval
     assert "train mode could not be captured" in found.notes[0]
-    axes = adjoined.find_axes(BranchesInTraining(), torch.randn(2, 4))
+    with pytest.warns(UserWarning, match="train mode could not be captured"):
+        axes = adjoined.find_axes(BranchesInTraining(), torch.randn(2, 4))
     assert axes.cost().macs == 16
 
 
 def test_a_fixed_batch_is_told_and_costs_the_same():
-    axes = adjoined.find_axes(CountsItsBatch(), torch.randn(3, 4))
+    with pytest.warns(UserWarning, match="fixed batch of 3"):
+        axes = adjoined.find_axes(CountsItsBatch(), torch.randn(3, 4))
     assert not axes.capture.dynamic
     assert "fixed batch of 3" in axes.capture.notes[0]
     assert axes.cost().macs == 16

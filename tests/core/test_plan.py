@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adjoined import AdjoinedError, Plan
-from adjoined.core.plan import SCHEMA, candidates
+from adjoined.core.plan import SCHEMA
 from zoo import specimen
 
 
@@ -144,5 +144,11 @@ def test_a_file_that_holds_no_plan(tmp_path):
         Plan.load(tmp_path / "plan.json")
 
 
-def test_candidates_are_the_factors_that_divide():
-    assert candidates(6, (1, 2, 3, 4)) == (1, 2, 3)
+def test_the_start_of_a_name_stands_for_all_blocks_under_it(axes):
+    every = axes.plan(alpha={"blocks": 2})
+    assert kept(every, "heads") == {2}
+    assert {w.kept for w in every.widths if w.name.endswith("mlp.hidden")} == {96}
+    but_one = axes.plan(alpha={"blocks": 2, "blocks.1": 4})
+    assert [but_one[f"blocks.{i}.attn.heads"] for i in (0, 1)] == [2, 1]
+    with pytest.raises(AdjoinedError, match="no block 'block' to cut; did you mean blocks"):
+        axes.plan(alpha={"block": 2})

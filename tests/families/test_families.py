@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 
+from families import more_hugging_face
 from families.measure import measure, problems
 from families.table import Row, table
 
@@ -17,7 +18,8 @@ SLOW = {
     *"efficientvit_m4 crossvit_9_dagger_240 coat_lite_tiny maxvit_rmlp_pico_rw_256".split(),
     *"test_vit3 test_vit4 test_vit_relpos maxvit_tiny_tf_224 maxvit_tiny_pm_256 eca_botnext26ts_256".split(),
 }
-ROWS = [row for row in table() if row.name not in SLOW and not row.name.endswith(", eager")]
+LEFT_OUT = SLOW | more_hugging_face.NOT_GREEN
+ROWS = [row for row in table() if row.name not in LEFT_OUT and not row.name.endswith(", eager")]
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)

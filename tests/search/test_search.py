@@ -201,3 +201,37 @@ def test_impossible_budget_of_a_whole_network_is_refused_in_a_second():
 def test_argmax_without_a_budget():
     scores = [torch.tensor([0.1, 0.7, 0.2]).log(), torch.tensor([0.6, 0.4]).log()]
     assert best_choices(scores, None) == (1, 0)
+
+
+class Masked(torch.nn.Module):
+    """Takes two inputs, and returns an output with a field, as Hugging Face's do."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.fields = toy(), False
+
+    def forward(self, pixels, keep):
+        logits = self.body(pixels * keep[:, None, None, None])
+        return {"logits": logits} if self.fields else (logits,)
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_batches_by_position_and_by_name(by_name):
+    model, data = Masked(), toy_data(toy())
+    model.fields = by_name
+    inputs = [(x, torch.ones(len(x))) for x, _ in data]
+    if by_name:
+        inputs = [dict(zip(("pixels", "keep"), x, strict=True)) for x in inputs]
+    batches = [(x, y) for x, (_, y) in zip(inputs, data, strict=True)]
+    axes = adjoined.find_axes(model, inputs[0])
+    result = search(model, axes, batches, epochs=2, macs=0.5, val_batches=batches)
+    assert axes.cost(result.plan).macs <= 0.5 * axes.cost().macs
+    assert {"top1_large", "top1_small"} <= result.history[-1].keys()
+
+
+def test_a_network_without_logits_says_so():
+    model, data = torch.nn.Sequential(toy()), toy_data(toy())
+    axes = adjoined.find_axes(model, data[0][0])
+    model.register_forward_hook(lambda *_: "nothing")
+    with pytest.raises(adjoined.AdjoinedError, match="a search needs logits"):
+        search(model, axes, data, epochs=1)

@@ -40,7 +40,20 @@ def add_flags(parser: ArgumentParser) -> None:
         help="a timm name, a local name (t2t_vit_14) or package.module:callable; null: digits_vit",
     )
     add("--img-size", type=int | None, default=None, help="height and width, pixels; null: the model's own")
-    add("--alpha", type=float, default=4.0, help="compression factor, size / kept of each width in scope")
+    add("--num-classes", type=int | None, default=None, help="classes of the network; null: the model's own")
+    add(
+        "--alpha",
+        type=float | None,
+        default=None,
+        help="compression factor, size / kept of each width in scope; null: 4, unless --macs or --plan is given",
+    )
+    add(
+        "--macs",
+        type=float | None,
+        default=None,
+        help="a budget instead: multiply-adds of the small network, a fraction of the large one's or a number",
+    )
+    add("--plan", type=str | None, default=None, help="show what this plan.json leaves instead")
     add(
         "--scope",
         type=Literal["inner", "full"],
@@ -61,6 +74,8 @@ def run(given: dict[str, Any]) -> None:
     console = Console()
     if not console.is_terminal:
         console.width = FILE_WIDTH
+    for note in found["notes"]:
+        console.print(Text(f"note: {note}"), "", soft_wrap=True)
     console.print(_blocks(found, console.width), "")
     if pinned := [axis for axis in found["axes"] if axis["pinned"]]:
         console.print(_pinned(pinned))
@@ -70,44 +85,70 @@ def _look(
     name: str,
     *,
     img_size: int | None = None,
-    alpha: float = 4.0,
+    num_classes: int | None = None,
+    alpha: float | None = None,
+    macs: float | None = None,
+    plan: str | None = None,
     scope: Literal["inner", "full"] = "inner",
     model_args: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What `--json` prints: the inputs, each axis with what the plan keeps, each block's and all costs."""
+    """What `--json` prints: the inputs, notes, each axis with what the plan keeps, each block's and all costs."""
+    import warnings
+
     import torch
 
     from adjoined.core.axes import find_axes
     from adjoined.data import input_spec
     from adjoined.models.build import build_model, check_outputs
 
-    model = build_model(name, img_size=img_size, model_args=model_args)
+    model = build_model(name, num_classes=num_classes, img_size=img_size, model_args=model_args)
     inputs = input_spec(model, img_size=img_size, channels=(model_args or {}).get("in_chans"))
     example = torch.zeros(2, inputs.channels, *inputs.size)
-    check_outputs(model, example, None, name)
-    axes = find_axes(model, example)
-    free = any(not axis.pinned for axis in axes)
-    plan = axes.plan(alpha=alpha, scope=scope) if free else None
-    costs = {"large": axes.cost(), "small": axes.cost(plan)}
+    check_outputs(model, example, num_classes, name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # its notes are printed
+        axes = find_axes(model, example)
+    kept = _plan(axes, alpha, macs, plan, scope)
+    costs = {"large": axes.cost(), "small": axes.cost(kept)}
     return {
         "model": name,
         "input": [inputs.channels, *inputs.size],
-        "plan": plan.note if plan else "none, since nothing can be cut",
+        "notes": list(axes.notes),
+        "plan": kept.note if kept else "none, since nothing can be cut",
         "axes": [
             {
                 "name": a.name,
                 "role": a.role,
                 "block": a.block,
                 "size": a.size,
-                "kept": plan[a.name] if plan else a.size,
+                "kept": kept[a.name] if kept else a.size,
                 "params": a.params,
                 **_why(a.pinned),
             }
             for a in axes
         ],
-        "blocks": _costs(axes, plan),
+        "blocks": _costs(axes, kept),
         **{which: {"params": cost.params, "macs": cost.macs} for which, cost in costs.items()},
     }
+
+
+def _plan(
+    axes: "Axes", alpha: float | None, macs: float | None, path: str | None, scope: Literal["inner", "full"]
+) -> "Plan | None":
+    """The plan of the one request there is; factor 4 without any; None where nothing can be cut."""
+    from adjoined.core.plan import Plan
+    from adjoined.errors import PlanError
+
+    given = [n for n, v in (("--alpha", alpha), ("--macs", macs), ("--plan", path)) if v is not None]
+    if len(given) > 1:
+        raise PlanError(f"{' and '.join(given)} are two ways to choose the size; give one of them")
+    if path is not None:
+        return Plan.load(path)
+    if all(axis.pinned for axis in axes):
+        return None
+    if macs is not None:
+        return axes.plan(macs=macs, scope=scope)
+    return axes.plan(alpha=4.0 if alpha is None else alpha, scope=scope)
 
 
 def _why(pinned: str | None) -> dict[str, str | None]:

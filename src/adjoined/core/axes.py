@@ -1,5 +1,6 @@
 """Which widths a model has: every axis with its role, its block, the tensors that carry it, or why it is pinned."""
 
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
@@ -12,6 +13,7 @@ from torch import fx, nn
 
 from adjoined.core import cost as costs
 from adjoined.core import plan as plans
+from adjoined.core.accept import check_model
 from adjoined.core.capture import Capture, Example, capture
 from adjoined.core.dims import Atom, Dim, leaves, plain, products
 from adjoined.core.names import axis_names
@@ -48,7 +50,7 @@ class Axis:
     atom: Atom = field(repr=False)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Axes:
     """All axes of a model, and what the plans, the slicer and the small program need to know of its graphs."""
 
@@ -95,10 +97,18 @@ class Axes:
             for a in self.axes
         ]
         widths = [max(len(row[i]) for row in rows) for i in range(5)]
-        return "\n".join(
+        lines = [
             "  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[5]]).rstrip()
             for row in rows
-        )
+        ]
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+    __repr__ = __str__
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the capture noticed: a mode that could not be captured, a batch that is fixed."""
+        return self.capture.notes
 
     @property
     def blocks(self) -> tuple[str, ...]:
@@ -164,15 +174,14 @@ def find_axes(model: nn.Module, example: Example) -> Axes:
 
     Raises:
         CaptureError: the model cannot be captured, with the line that stopped it and what to try.
-        AdjoinedError: `model` is not a module.
+        AdjoinedError: `model` is no module, or is wrapped, scripted, quantised or has adapters; with what to give instead.
+
+    Warns of what the capture noticed (`Capture.notes`).
     """
-    if not isinstance(model, nn.Module):
-        name = model.__name__ if isinstance(model, type) else type(model).__name__
-        fix = f"build it first: {name}(...)" if isinstance(model, type) else "give a torch.nn.Module"
-        raise AdjoinedError(
-            f"find_axes takes a model, not {'the class ' * isinstance(model, type)}{name}; {fix}"
-        )
+    check_model(model)
     captured = capture(model, example)
+    for note in captured.notes:
+        warnings.warn(note, stacklevel=2)
     aliases = _aliases(model)
     walk = Walk()
     modes = captured.graphs
@@ -205,6 +214,7 @@ def axes_of(model: nn.Module, example: Example | None = None) -> Axes:
     if example is not None:
         return find_axes(model, example)
     if model not in _FOUND:
+        check_model(model)
         raise AdjoinedError(
             f"the axes of this {type(model).__name__} are not known yet; call adjoined.find_axes(model, example) "
             "first, or pass example="

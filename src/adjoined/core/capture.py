@@ -6,6 +6,9 @@ at many times the cost.
 
 import contextlib
 import logging
+import pickle
+import random
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -80,6 +83,7 @@ def capture(model: nn.Module, example: Example) -> Capture:
     """Capture `model` in eval and in train mode, with a dynamic batch where that is possible.
 
     The batch is captured at a prime size that divides no other size of the graph, so it cannot be mistaken for one.
+    A model on the meta device, which has sizes and no values, is captured like any other.
 
     Raises:
         CaptureError: `torch.export` cannot follow the model; the message has its reason and what to try.
@@ -88,22 +92,73 @@ def capture(model: nn.Module, example: Example) -> Capture:
     tensors = [t for t in pytree.tree_leaves(given) if isinstance(t, Tensor)]
     if not tensors:
         raise CaptureError("the example holds no tensor; give the inputs that the model's forward takes")
-    notes: list[str] = []
+    notes = _kept_sizes(given)
+    on_meta = any(t.is_meta for t in (*model.parameters(), *model.buffers()))
+    if on_meta:
+        given = pytree.tree_map(lambda t: t.to("meta") if isinstance(t, Tensor) else t, given)
     with in_eval(model):
-        _try(model, given)
+        if not on_meta:
+            _try(model, given)
         flush(model)
         graph, batch, dynamic = _capture_free(model, given, notes)
-        model.train()
-        try:
-            recorded = _record(model, given, batch) if dynamic else None
-            train = _export(model, given, batch, dynamic) if recorded is None else recorded
-        except Exception as error:
-            notes.append(
-                f"train mode could not be captured ({_short(error)}): the small network trains with its eval graph, "
-                "without dropout; a branch on values in forward can often be guarded by `if not torch.compiler.is_exporting()`"
-            )
-            train = graph
+        train = _capture_train(model, given, batch, dynamic, notes) or graph
     return Capture(graph, train, given, batch, dynamic, tuple(notes))
+
+
+def _kept_sizes(given: tuple[tuple, dict]) -> list[str]:
+    """A note on inputs of another first size than the first one's, which is the batch; one of 1 serves every batch."""
+    named = {**{f"input {i}": t for i, t in enumerate(given[0])}, **given[1]}
+    sizes = {n: t.shape[0] for n, t in named.items() if isinstance(t, Tensor) and t.ndim}
+    batch = next(iter(sizes.values()), 1)
+    others = [f"{n} keeps its first size of {m}" for n, m in sizes.items() if m not in (1, batch)]
+    return (
+        [f"{', '.join(others)}: the batch is {batch}, the first size of {next(iter(sizes))}"]
+        if others
+        else []
+    )
+
+
+def _capture_train(
+    model: nn.Module, given: tuple[tuple, dict], batch: int, dynamic: bool, notes: list[str]
+) -> Graph | None:
+    """The graph of train mode; None, and a note, where there is none that holds for every step."""
+    model.train()
+    try:
+        with _draws_outside_torch() as drew:
+            recorded = _record(model, given, batch) if dynamic else None
+            graph = _export(model, given, batch, dynamic) if recorded is None else recorded
+    except Exception as error:
+        notes.append(
+            f"train mode could not be captured ({_short(error)}): the small network trains with its eval graph, "
+            "without dropout; a branch on values in forward can often be guarded by `if not torch.compiler.is_exporting()`"
+        )
+        return None
+    if drew:
+        notes.append(
+            f"in train mode the model draws from {' and '.join(drew)}, and a captured graph would repeat one draw for "
+            "ever: the small network trains with its eval graph, without dropout; draw with torch.rand inside forward, "
+            "and use torch.where on it"
+        )
+        return None
+    return graph
+
+
+@contextlib.contextmanager
+def _draws_outside_torch() -> Iterator[list[str]]:
+    """The generators outside torch that were drawn from inside, by name; afterwards they are as they were."""
+    numpy: Any = sys.modules.get("numpy")
+    generators: list[Any] = [("Python's random", random.getstate, random.setstate)]
+    if numpy is not None:
+        generators.append(("numpy.random", numpy.random.get_state, numpy.random.set_state))
+    before = [read() for _, read, _ in generators]
+    drew: list[str] = []
+    try:
+        yield drew
+    finally:
+        for (name, read, write), state in zip(generators, before, strict=True):
+            if pickle.dumps(read()) != pickle.dumps(state):
+                drew.append(name)
+                write(state)
 
 
 def flush(model: nn.Module) -> None:
@@ -270,8 +325,11 @@ def _inline(graph: fx.Graph, module: fx.GraphModule, env: dict[fx.Node, Any]) ->
             given = node.args[node.args.index(body) + 1 :]
             holders = [n for n in sub.graph.nodes if n.op == "placeholder"]
             inner = {h: env[g] if isinstance(g, fx.Node) else g for h, g in zip(holders, given, strict=True)}
+            without = "set_grad_enabled" in str(node.target) and node.args[0] is False
+            if without:
+                inner = {h: _without_gradient(graph, g) for h, g in inner.items()}
             env[node] = _inline(graph, sub, inner)
-            if "set_grad_enabled" in str(node.target) and node.args[0] is False:
+            if without:
                 env[node] = tuple(_detached(graph, out) for out in env[node])
         elif str(getattr(node.target, "__name__", "")) == "getitem" and isinstance(
             env[node.args[0]], (tuple, list)
@@ -288,6 +346,12 @@ def _detached(graph: fx.Graph, out: Any) -> Any:
     node = graph.call_function(torch.ops.aten.detach.default, (out,))
     node.meta = dict(out.meta)
     return node
+
+
+def _without_gradient(graph: fx.Graph, value: Any) -> Any:
+    """Operators that write to their arguments refuse those with gradients; buffers are written to and have none."""
+    val = value.meta.get("val") if isinstance(value, fx.Node) else None
+    return _detached(graph, value) if isinstance(val, Tensor) and val.requires_grad else value
 
 
 def _is_assertion(node: fx.Node) -> bool:

@@ -44,13 +44,13 @@ class Polynomial:
     def build(
         terms: Iterable[Term], tensors: Mapping[str, Iterable[Dim]], batch: int, dynamic: bool = True
     ) -> "Polynomial":
-        """A dynamic `batch` is divided out of every term that runs over it; a fixed one out of the sum."""
+        """A dynamic `batch` is divided out of every term as often as it runs over it; a fixed one out of the sum."""
         macs: dict[str, dict[Monomial, float]] = defaultdict(lambda: defaultdict(int))
         for term in terms:
             for monomial in products(term.dim):
                 inputs = [a for a in monomial if a.size % batch == 0] if dynamic else []
-                scale = inputs[0].size // batch if inputs else 1 if dynamic else 1 / batch
-                rest = tuple(a for a in monomial if not inputs or a is not inputs[0])
+                scale = math.prod(a.size // batch for a in inputs) if dynamic else 1 / batch
+                rest = tuple(a for a in monomial if a not in inputs)
                 macs[term.module][rest] += scale
         params: dict[str, dict[Monomial, float]] = defaultdict(lambda: defaultdict(int))
         for key, dims in tensors.items():

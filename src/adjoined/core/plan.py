@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 
 from adjoined.errors import PlanError, did_you_mean
 
-__all__ = ["SCHEMA", "Plan", "Scope", "Width", "candidates", "check_fits", "limit_of", "make_plan"]
+__all__ = ["SCHEMA", "Plan", "Scope", "Width", "check_fits", "limit_of", "make_plan"]
 
 SCHEMA = 1
 Scope = Literal["inner", "full"]
@@ -101,11 +101,6 @@ class Plan:
             ) from None
 
 
-def candidates(size: int, factors: Iterable[int]) -> tuple[int, ...]:
-    """Those of `factors` that divide `size`."""
-    return tuple(f for f in factors if size % f == 0)
-
-
 def check_fits(plan: Plan, axes: Iterable[AxisLike]) -> None:
     """Raise PlanError, naming the axes that differ, unless `plan` was made for these axes."""
     have = {a.name: a.size for a in axes}
@@ -145,7 +140,8 @@ def make_plan(
 
     Args:
         axes: the model's axes.
-        alpha: factor for every axis in scope, or a mapping block → factor (1 elsewhere).
+        alpha: factor for every axis in scope, or a mapping block → factor (1 elsewhere). The start of a name, as in
+            {"backbone": 2}, stands for all blocks under it; a longer name overrides it.
         scope: "inner" (heads and hidden) or "full" (stream too).
         heads, head_dim, hidden, stream: factor of one role; with `alpha` they override it, alone the others keep 1.
         macs, params: a budget for the small network, a fraction of the large one's (≤ 1) or an absolute number
@@ -209,18 +205,30 @@ def _factors(
     """Axis name → factor."""
     by_block = alpha if isinstance(alpha, Mapping) else None
     if by_block is not None:
-        _known(by_block, list(dict.fromkeys(a.block for a in free)), "block")
+        blocks = list(dict.fromkeys(a.block for a in free))
+        _known(by_block, list(dict.fromkeys(p for block in blocks for p in _prefixes(block))), "block")
     out = {}
     for a in free:
         factor = 1.0
         if a.role in SCOPES[scope]:
-            factor = by_block.get(a.block, 1) if by_block is not None else alpha if alpha is not None else 1
+            factor = _of_block(by_block, a.block) if by_block is not None else 1 if alpha is None else alpha
         out[a.name] = roles.get(a.role, factor)
         if not isinstance(out[a.name], (int, float)) or not 1 <= out[a.name] < math.inf:
             raise PlanError(
                 f"a factor of {out[a.name]!r} for {a.name}; give a number of at least 1 (4 keeps a quarter)"
             )
     return out
+
+
+def _prefixes(block: str) -> list[str]:
+    """`a.b.0` → a, a.b, a.b.0."""
+    parts = block.split(".")
+    return [".".join(parts[: i + 1]) for i in range(len(parts))]
+
+
+def _of_block(factors: Mapping[str, float], block: str) -> float:
+    """The factor of a block, or else of the longest name that it lies under; 1 where there is none."""
+    return next((factors[name] for name in reversed(_prefixes(block)) if name in factors), 1)
 
 
 def _divide(free: Iterable[AxisLike], factors: Mapping[str, float], strict: bool) -> dict[str, int]:

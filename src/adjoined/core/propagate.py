@@ -189,6 +189,11 @@ class Call:
             key, known = self.walk.origin[self.args[arg]]
             self.walk.origin[self.node] = key, tuple(known[i] for i in order)
 
+    def carry_weight(self, arg: str) -> None:
+        """Say that the output, though the input chose it, is a stored tensor as the argument is: a weight, no activation."""
+        self.carry_origin(arg, range(len(self.shape(arg))))
+        self.walk.active.discard(self.node)
+
     def cost(self, *dims: Iterable[Any]) -> None:
         """Note the multiply-adds of this call: the product of the sizes of `dims`."""
         self.walk.terms.append((self.node, tuple(atom for dim in dims for atom in dim)))

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from adjoined.core.axes import Axes
+from adjoined.core.dims import size
 from adjoined.core.graph import Graph
 from adjoined.core.plan import Plan
 from adjoined.core.propagate import Binding, op_name
@@ -113,6 +115,10 @@ def shrink(
             env[node].meta = {}
             if node.target in VIEWS:  # a slice of a weight cannot always be viewed
                 env[node].target = torch.ops.aten.reshape.default
+            elif node.target is torch.ops.aten.detach_.default:  # of a constant, which may be a slice now
+                env[node].target = torch.ops.aten.detach.default
+            elif op_name(node) == "squeeze":
+                _squeeze_the_same(node, env[node])
             elif node.target is ATTENTION and node.kwargs.get("scale") is None:  # the large network's own
                 width = node.args[0].meta["val"].shape[-1]  # type: ignore[union-attr]
                 env[node].update_kwarg("scale", 1 / math.sqrt(width))
@@ -124,27 +130,47 @@ def shrink(
     return fx.GraphModule(nn.Module(), new)
 
 
+def _squeeze_the_same(old: fx.Node, node: fx.Node) -> None:
+    """Squeeze the dimensions that the large network squeezes, and none that a plan leaves a single entry."""
+    shape = old.args[0].meta["val"].shape  # type: ignore[union-attr]
+    asked: Any = old.args[1] if len(old.args) > 1 else range(len(shape))
+    asked = [asked] if isinstance(asked, int) else asked
+    node.target = torch.ops.aten.squeeze.dims
+    node.args = (node.args[0], [d for d in asked if shape[d] == 1])
+
+
 def _rewrite(old: fx.Node, node: fx.Node, binding: Binding, kept: Kept, others: Sequence[Binding]) -> None:
-    """Put the kept size in the place of the literal; of a size that runs over the batch too, -1."""
+    """Put the kept size in the place of the literal; of a size that runs over the batch too, -1 or its share."""
     value: Any = binding.scale * kept_size(binding.dim, kept)
     schema = old.target._schema.arguments  # type: ignore[union-attr]
     at = [a.name for a in schema].index(binding.name)
     by_name = binding.name in node.kwargs or at >= len(node.args)
     if binding.index is not None:
         entry = list(node.kwargs[binding.name] if by_name else node.args[at])  # type: ignore[arg-type]
-        if entry[binding.index] == -1:
+        given = entry[binding.index]
+        if given == -1:
             return
-        symbolic = isinstance(entry[binding.index], fx.Node)
-        assert not symbolic or op_name(old) in RESHAPES, old.format_node()
-        for other in others if symbolic else ():
-            if other.index is not None and entry[other.index] == -1:  # only one size may be left open
-                entry[other.index] = kept_size(other.dim, kept)
-        entry[binding.index] = -1 if symbolic else value
+        if isinstance(given, fx.Node) and op_name(old) in RESHAPES:
+            for other in others:
+                if other.index is not None and entry[other.index] == -1:  # only one size may be left open
+                    entry[other.index] = kept_size(other.dim, kept)
+            value = -1
+        elif isinstance(given, fx.Node):
+            value = _share(node, given, kept_size(binding.dim, kept), size(binding.dim))
+        entry[binding.index] = value
         value = entry
     if by_name:
         node.update_kwarg(binding.name, value)
     else:
         node.update_arg(at, value)
+
+
+def _share(node: fx.Node, given: fx.Node, kept: int, full: int) -> fx.Node:
+    """`given` · kept / full, computed before `node`; kept / full does not depend on the batch, which is in both."""
+    common = math.gcd(kept, full)
+    with node.graph.inserting_before(node):
+        times = node.graph.call_function(operator.mul, (given, kept // common))
+        return node.graph.call_function(operator.floordiv, (times, full // common))
 
 
 class Network(nn.Module):

@@ -1,5 +1,6 @@
 """Both networks as one module over one set of parameters."""
 
+import operator
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -228,7 +229,7 @@ def changed_buffers(*graphs: Graph) -> set[str]:
 def _root(node: Any) -> fx.Node:
     """The tensor that a chain of views and in-place operators writes to."""
     while node.op == "call_function" and (
-        getattr(node.target, "is_view", False) or node.target._schema.is_mutable
+        node.target is operator.getitem or node.target.is_view or node.target._schema.is_mutable
     ):
         node = node.args[0]
     return node

@@ -195,9 +195,9 @@ def _settings(run: Run) -> str:
 
 
 def _note(run: Run) -> str:
-    if not run.skipped:
-        return ""
-    return f'<p class="note">{escape(said_of_skipped(run))}</p>'
+    """What the run's files, and the capture of its network, have to tell."""
+    notes = [said_of_skipped(run)] if run.skipped else []
+    return "".join(f'<p class="note">{escape(note)}</p>' for note in [*notes, *run.result.get("notes", ())])
 
 
 def said_of_skipped(run: Run) -> str:

@@ -4,6 +4,7 @@ RUN/config.yaml, plan.json, metrics.jsonl and result.json are there when a run i
 
 result.json, `blocks`     block → {"large": {"params", "macs"}, "small": {…}}; "" is what no block owns
 result.json, `candidates` gate → its factors, of a search
+result.json, `notes`      what the capture of the network noticed, a sentence each
 benchmark.json            {"device", "threads", "rows": [{"network", "backend", "batch", "ms", "low", "high"}]}:
                           milliseconds of a batch, the median and its spread
 predictions.json          {"classes": […], "confusion": {"large": [[…]], "small": [[…]]},

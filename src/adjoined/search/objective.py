@@ -1,13 +1,14 @@
 """The loss of a search (equations 3.7 and 3.8), and how γ is steered to meet a budget."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from adjoined.core.capture import normalise_example
 from adjoined.core.plan import Plan
 from adjoined.errors import AdjoinedError, did_you_mean
 from adjoined.losses import LOSSES, LossOptions, dan_loss
@@ -16,7 +17,7 @@ from adjoined.search.knapsack import best_choices, check_budget
 from adjoined.search.network import NOISES, Noise, SearchNetwork
 from adjoined.search.table import CostTable
 
-__all__ = ["SearchObjective", "Settings", "Temperature"]
+__all__ = ["SearchObjective", "Settings", "Temperature", "logits_of"]
 
 Temperature = float | str | Callable[[float], float]
 
@@ -79,6 +80,8 @@ class Settings:
 class SearchObjective(nn.Module):
     """`objective(x, target, progress)` → loss and its parts; in train mode each call also moves the dual variable.
 
+    x: a tensor, a tuple of them or a dict of keyword inputs.
+
     With a budget B (a share of the large network's cost) and the expected cost r of the gates, γ is the multiplier of
     the augmented Lagrangian of min KL subject to r ≤ B:
 
@@ -105,7 +108,8 @@ class SearchObjective(nn.Module):
         weights = network.draw(tau, settings.noise)
         if progress < settings.freeze_gates:
             weights = weights.detach()
-        large, mixed = network(weights, x)
+        args, kwargs = normalise_example(x)
+        large, mixed = (logits_of(out) for out in network(weights, *args, **kwargs))
         gamma = self.gamma()
         cost = self.table.expected(weights)
         # The multiplier goes in with the cost: reading it as a number would make the device wait.
@@ -161,6 +165,24 @@ class SearchObjective(nn.Module):
             "alpha": {g.name: _mean(g.factors, row) for g, row in rows.items()},
             "gates": {g.name: row[: len(g.factors)] for g, row in rows.items()},
         }
+
+
+def logits_of(output: Any) -> Tensor:
+    """The logits among what a network returns: the tensor itself, its `logits`, or the one tensor of a tuple.
+
+    Raises:
+        AdjoinedError: there are none.
+    """
+    named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    found = output if isinstance(output, Tensor) else named
+    if found is None and isinstance(output, (tuple, list)) and len(output) == 1:
+        found = output[0]
+    if not isinstance(found, Tensor):
+        raise AdjoinedError(
+            f"the network returns a {type(output).__name__}, and a search needs logits: a tensor, or an output with "
+            "a field `logits`"
+        )
+    return found
 
 
 def _mean(values: Sequence[float], weights: Sequence[float]) -> float:

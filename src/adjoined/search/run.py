@@ -3,26 +3,28 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from adjoined.core.axes import Axes
+from adjoined.core.capture import Example, normalise_example
 from adjoined.core.plan import Plan, limit_of
 from adjoined.errors import AdjoinedError
 from adjoined.losses import LossName, LossOptions, loss_options
 from adjoined.search.gates import Candidates, Per, find_gates, narrowed
 from adjoined.search.latency import Latency, measure_latency
 from adjoined.search.network import Noise, SearchNetwork
-from adjoined.search.objective import SearchObjective, Settings, Temperature
+from adjoined.search.objective import SearchObjective, Settings, Temperature, logits_of
 from adjoined.search.table import CostTable
 
 __all__ = ["SearchResult", "make_objective", "search"]
 
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Example, Tensor]
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,8 @@ def search(
 
     Args:
         axes: of `model`, from `find_axes`.
-        train_batches: (x, target) batches, gone through once an epoch.
+        train_batches: (x, target) batches, gone through once an epoch; x is a tensor, a tuple of them or a dict of keyword
+            inputs, as the model's forward takes it.
         lr, gate_lr, weight_decay: of AdamW, for the weights and for the gates, which have no decay.
         device: where to search; the model's own if left out.
         val_batches: to measure top-1, in percent, of the large network and of the plan so far, after each epoch.
@@ -188,7 +191,7 @@ def _epoch(
     seen = 0
     for step, (x, target) in enumerate(data):
         t = (epoch + (min(step / length, 1.0) if length else 0.0)) / epochs
-        parts = objective(x.to(where), target.to(where), t)
+        parts = objective(_moved(x, where), target.to(where), t)
         optimizer.zero_grad()
         parts["loss"].backward()
         optimizer.step()
@@ -203,6 +206,12 @@ def _epoch(
     return means
 
 
+def _moved(x: Example, device: torch.device) -> Any:
+    if isinstance(x, Mapping):
+        x = dict(x)
+    return pytree.tree_map(lambda t: t.to(device) if isinstance(t, Tensor) else t, x)
+
+
 @torch.no_grad()
 def _top1(objective: SearchObjective, data: Iterable[Batch]) -> dict[str, float]:
     objective.eval()
@@ -210,8 +219,9 @@ def _top1(objective: SearchObjective, data: Iterable[Batch]) -> dict[str, float]
     weights = network.one_hot(objective.choices())
     for x, target in data:
         truth = (target.argmax(-1) if target.is_floating_point() else target).to(network.eta.device)
-        for i, logits in enumerate(network(weights, x.to(truth.device))):
-            right[i] += int((logits.argmax(-1) == truth).sum())
-        seen += len(target)
+        args, kwargs = normalise_example(_moved(x, truth.device))
+        for i, output in enumerate(network(weights, *args, **kwargs)):
+            right[i] += int((logits_of(output).argmax(-1) == truth).sum())
+        seen += truth.numel()
     names = ("top1_large", "top1_small")
     return {name: 100.0 * n / max(seen, 1) for name, n in zip(names, right, strict=True)}

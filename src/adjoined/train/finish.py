@@ -77,6 +77,7 @@ def _result(
         "plan": ", ".join(t.plan.note for t in twins.values()),
         "seed": config.seed,
         "torch": torch.__version__,
+        "notes": list(axes.notes),
         "blocks": block_costs(axes, twin.plan),
         **{k: last[k] for k in PREPARED if k in last},
         **search_facts(config, axes),

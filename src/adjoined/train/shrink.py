@@ -193,6 +193,7 @@ def _result(
         "plan": result.plan.note,
         "seed": config.seed,
         "torch": torch.__version__,
+        "notes": list(setup.axes.notes),
         "blocks": block_costs(setup.axes, result.plan),
         "order": config.order,
         "shrunk": {

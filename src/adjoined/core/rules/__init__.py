@@ -5,11 +5,11 @@ cannot follow it pins, or raises `Mismatch`/`NotImplementedError`: then all axes
 """
 
 from adjoined.core.propagate import Rule
-from adjoined.core.rules import contract, create, normalise, pointwise, spatial, view
+from adjoined.core.rules import contract, create, normalise, parts, pointwise, spatial, view
 
 __all__ = ["RULES"]
 
 RULES: dict[str, Rule] = {}
-for _group in (pointwise, view, contract, normalise, spatial, create):
+for _group in (pointwise, view, parts, contract, normalise, spatial, create):
     assert not RULES.keys() & _group.RULES.keys(), RULES.keys() & _group.RULES.keys()
     RULES |= _group.RULES

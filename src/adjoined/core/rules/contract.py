@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from torch.fx import Node
 
 from adjoined.core.dims import Dim, fresh, leaves, regroup, size
-from adjoined.core.propagate import Call, Dims, Rule, alike
+from adjoined.core.propagate import Call, Dims, Rule, alike, op_name
 
 
 def linear(call: Call) -> Dims:
@@ -153,7 +153,7 @@ def _sum_of_products(
             call.use(nodes[weight], list(terms[weight]).index(label), dim)
         else:
             call.mark(dim, "reduced")
-    if len(nodes) > 1:
+    if len(nodes) > 1 and op_name(call.node) != "outer":
         call.cost(*labels.values())
     return tuple(labels[label] for label in rhs)
 
@@ -167,6 +167,7 @@ def inner(call: Call) -> Dims:
 
 
 def outer(call: Call) -> Dims:
+    """A product without a sum, which PyTorch multiplies entry by entry."""
     return _sum_of_products(call, [call["self"], call["vec2"]], [["a"], ["b"]], ["a", "b"])
 
 
@@ -239,6 +240,21 @@ def conv_transpose(call: Call) -> Dims:
     return (*x[: len(x) - rank - 1], w[1], *(call.fixed(n, "positions") for n in call.out[-rank:]))
 
 
+def grouped_matmul(call: Call) -> Dims:
+    """Rows of x (S, K) times the matrices of w (E, K, N), each for the rows up to its offset: experts → (S, N)."""
+    first, second = (n for n in call.args if n in ("self", "mat2", "input", "weight"))
+    x, w = call.dims(first), call.dims(second)
+    if len(x) != 2 or len(w) != 3:
+        raise NotImplementedError("rows and matrices of other ranks")
+    for dim in (w[0], *call.dims("offs")):
+        call.fix(dim, "experts")
+    call.unify(x[1], w[1])
+    _weigh(call, call[first], call[second], w[1], 1)
+    call.mark(w[2], "produced")
+    call.cost(*x, w[2])
+    return (x[0], w[2])
+
+
 def embedding(call: Call) -> Dims:
     w = call.dims("weight")
     call.fix(w[0], "vocabulary")
@@ -259,6 +275,7 @@ RULES: dict[str, Rule] = alike(
         "outer": outer,
         "tensordot": tensordot,
         "bilinear": bilinear,
+        **dict.fromkeys(["_grouped_mm", "grouped_mm_fallback"], grouped_matmul),
         "embedding": embedding,
     }
 )

@@ -1,10 +1,15 @@
 """Tensors made inside the graph, and indexing by tensors."""
 
+import contextlib
+
 import torch
 from torch.fx import Node
 
-from adjoined.core.dims import Dim, fresh, size
-from adjoined.core.propagate import Call, Dims, Rule, alike
+from adjoined.core.dims import Dim, Mismatch, fresh, size
+from adjoined.core.propagate import Call, Dims, Rule, alike, op_name
+from adjoined.core.rules.parts import taken_by_numbers
+
+SAME = ("lift_fresh", "lift_fresh_copy", "detach", "alias", "clone", "to")
 
 
 def filled(call: Call) -> Dims:
@@ -29,6 +34,10 @@ def index(call: Call) -> Dims:
     at = [i for i, p in enumerate(picks) if isinstance(p, Node)]
     if any(p.meta["val"].dtype in (torch.bool, torch.uint8) for p in picks if isinstance(p, Node)):
         raise NotImplementedError("indexed by a mask")
+    if len(at) == 1 and (numbers := _numbers(picks[at[0]])) is not None:
+        with contextlib.suppress(Mismatch):
+            x[at[0]] = taken_by_numbers(call, x[at[0]], call.shape("self")[at[0]], numbers)
+            return tuple(x)
     for i in at:
         call.fix(x[i], "indexed by a tensor")
     ndim = max(len(call.shape(picks[i])) for i in at)
@@ -38,9 +47,19 @@ def index(call: Call) -> Dims:
             if joined[-1 - j] and dim:
                 call.unify(joined[-1 - j], dim)
             joined[-1 - j] = joined[-1 - j] or dim
+    if at == [0] and ndim == 1 and len(x) > 2 and not call.is_active("self"):
+        call.carry_weight("self")  # the weights of the experts that each token chose
     rest = [d for i, d in enumerate(x) if i not in at]
     first = at[0] if at == list(range(at[0], at[-1] + 1)) else 0
     return tuple(rest[:first] + joined + rest[first:])
+
+
+def _numbers(node: Node) -> list[int] | None:
+    """The numbers of an index that is a constant vector."""
+    while node.op == "call_function" and op_name(node) in SAME:
+        node = node.args[0]  # type: ignore[assignment]
+    found = node.meta.get("constant")
+    return found.tolist() if found is not None and found.ndim == 1 and not found.is_meta else None
 
 
 def index_select(call: Call) -> Dims:
@@ -99,6 +118,14 @@ def one_hot(call: Call) -> Dims:
     return (*call.dims("self"), call.fixed(call.out[-1], "classes"))
 
 
+def histogram(call: Call) -> Dims:
+    """How many values fall in each bin: `histc`, `bincount`."""
+    for node in call.tensors():
+        for dim in call.dims(node):
+            call.pin(dim, "its values are counted")
+    return counted(call)
+
+
 def meshgrid(call: Call) -> Dims:
     """Every output has the dimension of each vector, the first two swapped for `xy`."""
     out = [call.dims(n)[0] if call.shape(n) else () for n in call["tensors"]]
@@ -119,6 +146,7 @@ RULES: dict[str, Rule] = alike(
         "index": index,
         "index_select": index_select,
         "gather": gather,
+        **dict.fromkeys(["histc", "bincount"], histogram),
         "one_hot": one_hot,
         "meshgrid": meshgrid,
     }

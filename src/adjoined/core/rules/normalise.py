@@ -101,6 +101,18 @@ def norm(call: Call) -> Dims:
     return reduction(call)
 
 
+def weight_norm(call: Call) -> Dims:
+    """w = g · v / ‖v‖, one norm for each entry of `dim`; what it runs over stays, for a cut would scale w up."""
+    v, g = call.dims("v"), call.dims("g")
+    at = call.get("dim", 0) % len(v)
+    for i, dim in enumerate(v):
+        if i == at:
+            call.unify(dim, g[i])
+        else:
+            call.pin(dim, "a weight norm runs over it")
+    return v
+
+
 def arg_reduction(call: Call) -> Dims:
     """Whose result says at which place: `argmax`, `kthvalue`, `median`, `mode`."""
     x = call.dims("self")
@@ -122,6 +134,7 @@ RULES: dict[str, Rule] = alike(
         **dict.fromkeys(["max", "min"], extreme),
         **dict.fromkeys(["linalg_vector_norm", "norm"], norm),
         **dict.fromkeys(["argmax", "argmin", "kthvalue", "median", "nanmedian", "mode"], arg_reduction),
+        "_weight_norm": weight_norm,
         "batch_norm": batch_norm,
         "group_norm": group_norm,
         "instance_norm": instance_norm,

@@ -9,8 +9,8 @@ from adjoined.core.propagate import Call, Dims, Rule, alike, op_name
 
 UNARY = """
     abs alias bitwise_not ceil celu clamp clamp_max clamp_min clone contiguous cos deg2rad detach dropout elu erf exp
-    expm1 floor gelu hardsigmoid hardswish hardtanh isfinite isinf isnan leaky_relu lift_fresh_copy log log1p
-    log_sigmoid logical_not mish neg ones_like rand_like randn_like reciprocal relu relu6 round rsqrt selu sigmoid
+    expm1 floor gelu hardsigmoid hardswish hardtanh isfinite isinf isnan leaky_relu lift_fresh lift_fresh_copy log log1p
+    lift_fresh log_sigmoid logical_not mish neg ones_like rand_like randn_like reciprocal relu relu6 round rsqrt selu sigmoid
     sign silu sin softplus sqrt square tan tanh to trunc zero zeros_like full_like empty_like bernoulli
     nan_to_num hardshrink softshrink log2 log10 logit erfc sinh cosh asin acos atan frac
     acosh asinh atanh positive exp2 sinc sgn rad2deg digamma lgamma erfinv i0 conj_physical resolve_conj resolve_neg
@@ -26,7 +26,7 @@ ACTIVATIONS = {
     *"celu elu erf gelu hardsigmoid hardswish hardtanh leaky_relu log_sigmoid mish relu relu6 rrelu selu".split(),
     *"sigmoid silu softplus tanh threshold".split(),
 }
-SAME_ORIGIN = {"alias", "clone", "contiguous", "detach", "to", "type_as", "lift_fresh_copy"}
+SAME_ORIGIN = {"alias", "clone", "contiguous", "detach", "to", "type_as", "lift_fresh", "lift_fresh_copy"}
 
 
 def unary(call: Call) -> Dims:

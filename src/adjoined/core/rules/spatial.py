@@ -19,11 +19,14 @@ def pool(call: Call) -> Dims:
 
 
 def pad(call: Call) -> Dims:
+    """By (before, after) for each dimension, the last one first; negative numbers cut."""
     x = list(call.dims("self"))
-    for i, (before, after) in enumerate(zip(call.shape("self"), call.out, strict=True)):
-        if before != after:
-            call.pin(x[i], "it is padded")
-            x[i] = call.fixed(after, "padded")
+    amounts = call["pad"] if "pad" in call.args else call["padding"]
+    for i in range(len(amounts) // 2):
+        if amounts[2 * i] or amounts[2 * i + 1]:
+            at = len(x) - 1 - i
+            call.pin(x[at], "it is padded")
+            x[at] = call.fixed(call.out[at], "padded")
     return tuple(x)
 
 

@@ -1,10 +1,11 @@
-"""Reshaping, moving, cutting and joining dimensions."""
+"""Reshaping, moving and joining dimensions."""
 
 import math
 from collections.abc import Sequence
 
-from adjoined.core.dims import Dim, Mismatch, concat, fresh, leaves, regroup, size, split_parts
-from adjoined.core.propagate import Call, Dims, Outs, Rule, alike, hint
+from adjoined.core.dims import Dim, Mismatch, fresh, regroup, size
+from adjoined.core.propagate import Call, Dims, Rule, alike, hint
+from adjoined.core.rules.parts import join
 
 
 def reshape(call: Call) -> Dims:
@@ -166,105 +167,6 @@ def unbind(call: Call) -> Dims:
     return dims[:at] + dims[at + 1 :]
 
 
-def slice_(call: Call) -> Dims:
-    """A slice is the whole, one of n equal parts (a factor), or one of several unlike parts."""
-    dims, shape = list(call.dims("self")), call.shape("self")
-    at = call.get("dim", 0) % len(dims)
-    n, length = shape[at], call.out[at]
-    if length == n or length == 0:
-        dims[at] = dims[at] if length else call.fixed(0, "nothing is taken")
-        return tuple(dims)
-    start = hint(getattr(call.get("start", 0), "meta", {}).get("val", call.get("start", 0)))
-    start = min(max(start + n if start < 0 else start, 0), n)
-    try:
-        if call.get("step", 1) != 1:
-            raise Mismatch("a step")
-        before, dims[at] = _take(call, dims[at], n, start, length)
-        bound = call.bind("start", None, before) if start else True
-        if "length" in call.args:
-            bound = call.bind("length", None, dims[at]) and bound
-        elif start + length != n or hint(getattr(end := call.get("end", n), "meta", {}).get("val", end)) < n:
-            until = concat([before, dims[at]]) if before else dims[at]
-            bound = call.bind("end", None, until) and bound
-        if not bound:
-            call.pin((*before, *dims[at]), "cut at a place that is counted otherwise")
-    except Mismatch:
-        call.pin(dims[at], "a slice of it is taken")
-        dims[at] = call.pinned(length, "a slice", dims[at])
-    return tuple(dims)
-
-
-def _take(call: Call, dim: Dim, n: int, start: int, length: int) -> tuple[Dim, Dim]:
-    """The part of `dim` before `start` and the part taken, as dimensions."""
-    atoms = leaves(dim)
-    if n % length == 0 and start % length == 0 and not (len(atoms) == 1 and atoms[0].parts):
-        outer, part = regroup(dim, [n // length, length])
-        call.fix(outer, "equal parts of it are taken")
-        times = start // length
-        return ((*call.fixed(times, "parts"), *part) if times else ()), part
-    parts = split_parts(dim, [m for m in (start, length, n - start - length) if m])
-    return (parts[0], parts[1]) if start else ((), parts[0])
-
-
-def split(call: Call) -> Outs:
-    """`split`, `split_with_sizes`, `chunk`, `tensor_split`: equal parts share an axis, unlike parts get one each."""
-    dims = call.dims("self")
-    at = call.get("dim", 0) % len(dims)
-    sizes = [out[at] for out in call.outs]
-    try:
-        parts = _parts(call, dims[at], sizes)
-    except Mismatch as error:
-        call.pin(dims[at], f"it is split: {error}")
-        parts = [call.pinned(n, "a part", dims[at]) for n in sizes]
-    if not _bind_parts(call, parts):
-        call.pin(dims[at], "it is split at a place that is counted otherwise")
-        for part in parts:
-            call.pin(part, "it is split at a place that is counted otherwise")
-    return tuple((*dims[:at], part, *dims[at + 1 :]) for part in parts)
-
-
-def _bind_parts(call: Call, parts: Sequence[Dim]) -> bool:
-    """Note which literals are sizes of the parts, or the places where they end."""
-    name = next((n for n in ("split_sizes", "split_size", "indices") if n in call.args), None)
-    if name is None:
-        return True
-    if not isinstance(call[name], (list, tuple)):
-        return call.bind(name, None, parts[0])
-    if name != "indices":
-        return all(call.bind(name, i, part) for i, part in enumerate(parts))
-    shared = len(set(parts)) == 1
-    ends = [(parts[0], i) if shared else (concat(parts[:i]), 1) for i in range(1, len(parts))]
-    return all(call.bind(name, i, end, scale) for i, (end, scale) in enumerate(ends))
-
-
-def _parts(call: Call, dim: Dim, sizes: list[int]) -> list[Dim]:
-    if 0 in sizes:
-        raise Mismatch("a part is empty")
-    atoms = leaves(dim)
-    if len(set(sizes)) == 1 and not (len(atoms) == 1 and atoms[0].parts):
-        outer, part = regroup(dim, [len(sizes), sizes[0]])
-        call.fix(outer, "equal parts of it are taken")
-        return [part] * len(sizes)
-    by_number = {"chunks", "sections"} & call.args.keys() or isinstance(call.args.get("split_size"), int)
-    if by_number and len(sizes) > 1:
-        raise Mismatch("unequal parts")
-    if len(atoms) == 1:
-        return split_parts(dim, sizes)
-    unit = math.gcd(*sizes)
-    outer, part = regroup(dim, [size(dim) // unit, unit])
-    return [(*some, *part) for some in split_parts(outer, [n // unit for n in sizes])]
-
-
-def halved(call: Call) -> Dims:
-    """`glu(x) = a · sigmoid(b)`, a and b the halves of x along `dim`."""
-    x = list(call.dims("self"))
-    at = call.get("dim", -1) % len(x)
-    outer, x[at] = regroup(x[at], [2, call.out[at]])
-    call.fix(outer, "equal parts of it are taken")
-    call.mark(x[at], "activated")
-    return tuple(x)
-
-
 def cat(call: Call) -> Dims:
     """Equal parts become (n, part), one axis for all; unlike parts stay apart within one dimension."""
     at = call.get("dim", 0) % len(call.out)
@@ -284,22 +186,8 @@ def cat(call: Call) -> Dims:
                 call.unify(column[0], other)
             out.append((*call.fixed(len(column), "parts joined"), *column[0]))
         else:
-            out.append(_join(column))
+            out.append(join(column))
     return tuple(out)
-
-
-def _join(parts: list[Dim]) -> Dim:
-    """Unlike parts one after another; what they all end in stays a factor: 2·d, 3·d and 3·d make (2 + 3 + 3)·d."""
-    inner = _common_end([leaves(part) for part in parts])
-    outer = [leaves(part)[: len(leaves(part)) - len(inner)] for part in parts]
-    return (*concat(outer), *inner)
-
-
-def _common_end(parts: list[Dim]) -> Dim:
-    n = 0
-    while all(len(p) > n for p in parts) and len({p[-1 - n] for p in parts}) == 1:
-        n += 1
-    return parts[0][len(parts[0]) - n :]
 
 
 def stack(call: Call) -> Dims:
@@ -321,6 +209,19 @@ def ordered(call: Call) -> Dims:
     for d in [which] if isinstance(which, int) else which:
         call.pin(dims[d % len(dims)], "the order of its entries matters")
     return dims
+
+
+def diff(call: Call) -> Dims:
+    """Differences of neighbours along `dim`."""
+    dims = list(call.dims("self"))
+    at = call["dim"] % len(dims)
+    for node in call.tensors():
+        call.fix(call.dims(node)[at], "differences of neighbours are taken")
+        for i, dim in enumerate(call.dims(node)):
+            if i != at:
+                call.unify(dims[i], dim)
+    dims[at] = call.fixed(call.out[at], "differences of neighbours")
+    return tuple(dims)
 
 
 def triangle(call: Call) -> Dims:
@@ -358,8 +259,8 @@ RULES: dict[str, Rule] = alike(
         **dict.fromkeys(["roll", "flip", "cumsum", "cumprod", "cummax", "cummin", "logcumsumexp"], ordered),
         **dict.fromkeys(["sort", "argsort"], ordered),
         **dict.fromkeys(["tril", "triu"], triangle),
+        "diff": diff,
         "topk": topk,
-        "glu": halved,
         "unflatten": unflatten,
         "permute": permute,
         "movedim": movedim,
@@ -370,9 +271,7 @@ RULES: dict[str, Rule] = alike(
         "repeat_interleave": repeat_interleave,
         "select": select,
         "unbind": unbind,
-        "slice": slice_,
-        "narrow": slice_,
         "stack": stack,
         "pixel_shuffle": pixel_shuffle,
     }
-) | dict.fromkeys(["split", "split_with_sizes", "chunk", "tensor_split"], split)
+)

@@ -84,7 +84,7 @@ def record(model: nn.Module, given: tuple[tuple, dict], resize: Callable[[Tensor
         **dict(model.named_buffers(remove_duplicate=False)),
     }
     tensors = [*originals.values(), *(t for t in pytree.tree_leaves(given) if isinstance(t, Tensor))]
-    devices = {t.device for t in tensors}
+    devices = {t.device for t in tensors if not t.is_meta} or {torch.device("cpu")}
     if len(devices) != 1:
         raise Refused("several devices")
     if any(type(t) not in (Tensor, nn.Parameter) or t.layout != torch.strided for t in tensors):

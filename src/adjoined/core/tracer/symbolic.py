@@ -48,6 +48,7 @@ class _Builder:
         self.inputs: list[str] = []
         self.sizes: dict[int, fx.Node] = {}  # n → n times the batch
         self.detached: dict[Ref, fx.Node] = {}
+        self.learned: set[Ref] = set()  # parameters, and what is made of them with gradients
 
     def build(self) -> Graph:
         large, small = self.large, self.small
@@ -73,6 +74,8 @@ class _Builder:
         """Stored tensors, constants and inputs, in this order; returns the constants."""
         for name, tensor in self.large.stored.items():
             kind = "parameter" if name in self.parameters else "buffer"
+            if kind == "parameter":
+                self.learned.add(Ref("stored", name))
             self._placeholder(Ref("stored", name), f"{kind[0]}_{name}", tensor, Stored(kind, name))
         constants = {}
         if len(self.large.constants) != len(self.small.constants):
@@ -82,9 +85,10 @@ class _Builder:
                 _refuse("other constants with another batch")
             name = f"constants_{self.mode}.lifted_tensor_{i}"
             constants[name] = tensor
-            self._placeholder(
+            node = self._placeholder(
                 Ref("constant", i), f"c_lifted_tensor_{i}", tensor.to("meta"), Stored("constant", name)
             )
+            node.meta["constant"] = tensor
         first = None
         for i, leaf in enumerate(self.large.leaves):
             node = self._placeholder(Ref("input", i), f"input_{i}", leaf, None)
@@ -108,6 +112,9 @@ class _Builder:
         kwargs = {k: self._both(v, other.kwargs.get(k), step.grad) for k, v in step.kwargs.items()}
         for out, small in zip(step.outs, other.outs, strict=True):
             self._check_sizes(out, small)
+        leaves = pytree.tree_leaves((step.args, dict(step.kwargs)), is_leaf=lambda a: isinstance(a, Ref))
+        if step.grad and any(isinstance(a, Ref) and a in self.learned for a in leaves):
+            self.learned |= {Ref("step", at, i if step.many else None) for i in range(len(step.outs))}
         if step.target is torch.ops.aten.alias.default:  # of a slice that takes all
             self.nodes[Ref("step", at)] = args[0]
             return
@@ -153,11 +160,12 @@ class _Builder:
         return self.sizes[n]
 
     def _node(self, ref: Ref, grad: bool) -> fx.Node:
-        """The node of a tensor; where it was made without gradients and is used with them, detached."""
+        """The node of a tensor; detached where it was made without gradients and is used with them, or the reverse."""
         node = self.nodes[ref]
-        if not grad or ref.kind != "step" or self.large.steps[int(ref.at)].grad:
+        made_without = ref.kind == "step" and not self.large.steps[int(ref.at)].grad
+        if not (made_without if grad else ref in self.learned):
             return node
-        if self.large.steps[int(ref.at)].target._schema.is_mutable:
+        if grad and self.large.steps[int(ref.at)].target._schema.is_mutable:
             _refuse("changed in place without gradients")
         if ref not in self.detached:
             self.detached[ref] = self._call(torch.ops.aten.detach.default, (node,), {}, node.meta["val"])
