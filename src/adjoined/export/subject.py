@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from adjoined.core.capture import Example, normalise_example
 from adjoined.errors import AdjoinedError
-from adjoined.network.program import Network
+from adjoined.network.modules import Network
 
 __all__ = ["Architecture", "Options", "Subject", "flat", "make_subject"]
 

@@ -25,7 +25,7 @@ from adjoined.export.runner import Runner, time_in_turns
 from adjoined.export.subject import Architecture, Options, Subject, make_subject
 from adjoined.export.timm import open_timm, write_timm
 from adjoined.files import read_mapping
-from adjoined.network.program import Network
+from adjoined.network.modules import Network
 from adjoined.network.serialize import load, save
 
 __all__ = ["FORMATS", "Exported", "Format", "export", "missing_extra", "write_format"]

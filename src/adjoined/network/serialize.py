@@ -22,7 +22,8 @@ from adjoined.core.plan import Plan
 from adjoined.errors import AdjoinedError
 from adjoined.files import parsed, read_mapping, write_aside
 from adjoined.network.operators import Fault
-from adjoined.network.program import Network, Program, Signature
+from adjoined.network.modules import Network
+from adjoined.network.program import Program, Signature
 from adjoined.network.written import read_graph, read_outputs, write_graph, write_outputs
 
 __all__ = ["FORMAT", "load", "save"]

@@ -15,7 +15,8 @@ from adjoined.core.plan import Plan
 from adjoined.core.propagate import op_name
 from adjoined.core.slicing import Slicer, make_slicer
 from adjoined.errors import AdjoinedError, PlanError
-from adjoined.network.program import Network, Program, build_program
+from adjoined.network.modules import Network
+from adjoined.network.program import Program, build_program
 from adjoined.network.verify import check_equal
 
 __all__ = ["Adjoined", "Own", "changed_buffers"]
@@ -151,7 +152,7 @@ class Adjoined(nn.Module):
                     nn.Parameter(copy, source.requires_grad) if isinstance(source, nn.Parameter) else copy
                 )
             tensors[name] = copies[id(source)]
-        program = build_program(self.large, self.axes, self.axes.kept(self.plan))
+        program = build_program(self.large, self.axes, self.axes.kept(self.plan), tree=True)
         net = Network(program, tensors, self.large.state_dict(), self.plan)
         net.train(self.training)
         first = next(iter(tensors.values()))

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from adjoined.core.axes import Axes, find_axes
 from adjoined.core.capture import Example, call_model, in_eval, normalise_example
 from adjoined.core.plan import Plan, Scope
-from adjoined.network.program import Network
+from adjoined.network.modules import Network
 from adjoined.network.twin import Adjoined
 from adjoined.preparation.compensation import Solved, compensate, token_mask
 from adjoined.preparation.prepare import (

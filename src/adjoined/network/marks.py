@@ -1,0 +1,133 @@
+"""Which call of which module each node of a small graph came from: what the tree of modules is made of."""
+
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from adjoined.core.graph import Graph
+
+__all__ = ["Marker", "Tree", "make_tree", "name_modules"]
+
+ALIAS = torch.ops.aten.alias.default
+SIZE = torch.ops.aten.sym_size.int
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The original's modules and the calls of them, by mode.
+
+    modules: name and class of each, parents first, the network itself under "". shared: further names of some → name.
+    calls: the module of each call, as an index. nodes: the call of each node of the graph, in its order.
+    """
+
+    modules: tuple[tuple[str, str], ...]
+    shared: Mapping[str, str]
+    calls: Mapping[str, tuple[int, ...]]
+    nodes: Mapping[str, tuple[int, ...]]
+
+
+def name_modules(model: nn.Module) -> tuple[tuple[tuple[str, str], ...], dict[str, str]]:
+    """Name and class of each module, and the further names of those that have several."""
+    first: dict[nn.Module, str] = {}
+    modules, shared = [], {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if any(name.startswith(f"{other}.") for other in shared):
+            continue
+        if first.setdefault(module, name) == name:
+            modules.append((name, type(module).__name__))
+        else:
+            shared[name] = first[module]
+    return tuple(modules), shared
+
+
+def make_tree(model: nn.Module, graphs: Mapping[str, Graph], small: Mapping[str, fx.Graph]) -> Tree:
+    """`small`: the graphs that a `Marker` went over, made of `graphs`."""
+    modules, shared = name_modules(model)
+    index = {name: i for i, (name, _) in enumerate(modules)}
+    index |= {name: index[source] for name, source in shared.items()}
+    calls = {mode: tuple(index.get(name, 0) for name in graph.calls) for mode, graph in graphs.items()}
+    nodes = {mode: tuple(n.meta.get("call", 0) for n in graph.nodes) for mode, graph in small.items()}
+    return Tree(modules, shared, calls, nodes)
+
+
+class Marker:
+    """Marks the nodes of a graph that is being copied with their calls.
+
+    A module that returned its input becomes an `alias` of its own, which the tree makes an nn.Identity of.
+    """
+
+    def __init__(self, old: Graph, new: fx.Graph, env: Mapping[fx.Node, fx.Node]):
+        self.old, self.new, self.env = old, new, env
+        self.names = {n.name: n for n in old.fx.nodes}
+        self.after: dict[str, list[int]] = {}
+        for i, p in enumerate(old.passes):
+            self.after.setdefault(p.after, []).append(i)
+        self.made: dict[int, fx.Node] = {}
+
+    def copied(self, node: fx.Node, copy: fx.Node) -> None:
+        """Mark `copy`, and write what comes right after `node`."""
+        copy.meta = {"call": node.meta.get("call", 0), "val": node.meta.get("val")}
+        if through := dict(node.meta.get("through", ())):
+            leaves, spec = pytree.tree_flatten((copy.args, copy.kwargs))
+            for at, index in through.items():
+                leaves[at] = self.made[index]
+            copy.args, copy.kwargs = pytree.tree_unflatten(leaves, spec)
+        for i in self.after.get(node.name, ()):
+            p = self.old.passes[i]
+            source = self.made[p.source] if isinstance(p.source, int) else self.env[self.names[p.source]]
+            self.made[i] = self.new.call_function(ALIAS, (source,))
+            self.made[i].meta = {"call": p.call, "val": source.meta.get("val")}
+
+    def finish(self) -> None:
+        """Sizes that follow the batch are read, in each call, from a tensor that it works on: no call needs them given."""
+        for node in list(self.new.nodes):
+            inputs = node.all_input_nodes
+            if _is_size(node) and inputs and all(map(_is_size, inputs)):
+                max(inputs, key=lambda n: list(self.new.nodes).index(n)).append(node)
+                node.meta["call"] = inputs[0].meta["call"]
+        pools: dict[int, list[fx.Node]] = {}
+        local: dict[tuple[int, str], fx.Node] = {}
+        for node in list(self.new.nodes):
+            if node.op != "call_function" or _is_size(node):
+                continue
+            call = node.meta["call"]
+            tensors = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), Tensor)]
+            pool = pools[call] = [*tensors, *pools.get(call, ())]
+            for size in [n for n in node.all_input_nodes if _is_size(n) and n.meta["call"] != call]:
+                key = (call, str(size.meta["val"]))
+                if key not in local and (found := self._read(node, size.meta["val"], pool)) is not None:
+                    local[key] = found
+                if key in local:
+                    node.replace_input_with(size, local[key])
+        self.new.eliminate_dead_code()
+
+    def _read(self, before: fx.Node, value: Any, pool: list[fx.Node]) -> fx.Node | None:
+        """Code for a size, made of that of a tensor of the pool, if one has it or divides it as the batch does."""
+        dims = [(t, d, n) for t in pool for d, n in enumerate(t.meta["val"].shape)]
+        at = next(((t, d, 1) for t, d, n in dims if type(n) is type(value) and str(n) == str(value)), None)
+        if at is None and isinstance(value, int) and (batch := self._batch()):
+            times = value // batch if value % batch == 0 else 0
+            at = next(((t, d, times) for t, d, n in dims if times and n == batch), None)
+        if at is None:
+            return None
+        meta = {"call": before.meta["call"], "val": value}
+        with self.new.inserting_before(before):
+            node = self.new.call_function(SIZE, at[:2])
+            node.meta = meta
+            if at[2] != 1:
+                node = self.new.call_function(operator.mul, (node, at[2]))
+                node.meta = meta
+        return node
+
+    def _batch(self) -> int | None:
+        sizes = (n.meta["val"] for n in self.new.nodes if n.target is SIZE and n.args[0].op == "placeholder")  # type: ignore[union-attr]
+        return next((v for v in sizes if type(v) is int), None)
+
+
+def _is_size(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), (int, torch.SymInt))

@@ -1,0 +1,161 @@
+"""The small network as a tree of modules: layers of torch.nn, and modules that run their part of the captured graph."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from adjoined.core.plan import Plan
+from adjoined.errors import AdjoinedError
+from adjoined.network.program import Program, move_constants
+from adjoined.network.tree import Layout, Part, call, lay_out
+
+__all__ = ["Composite", "Network"]
+
+
+class Composite(nn.Module):
+    """A module of the original that is no layer of torch.nn: runs its part of the graph, and calls its children in it.
+
+    One that stays flat has no part: its operators run in a module above it, which reads its tensors.
+    """
+
+    def __init__(self, kind: str, parts: Mapping[str, Part] | None = None, why: str = ""):
+        super().__init__()
+        self._kind, self._why = kind, why
+        self._parts = dict(parts or {})
+
+    def forward(self, *args: Any) -> Any:
+        part = self._parts.get("train" if self.training else "eval")
+        if part is None:
+            raise AdjoinedError(
+                f"this {self._kind} cannot be called: it is flat ({self._why}), a module above it runs what it did"
+            )
+        return part.run(self, args)
+
+    def __getitem__(self, index: int) -> nn.Module:
+        """The child of that number, as of a list of modules."""
+        if not isinstance(index, int):
+            raise AdjoinedError(f"index {index!r} of a {self._kind} is not a number")
+        numbered = [name for name in self._modules if name.isdigit()]
+        if not -len(numbered) <= index < len(numbered):
+            raise IndexError(f"index {index} of a {self._kind} with {len(numbered)} numbered modules")
+        return cast(nn.Module, self._modules[numbered[index]])
+
+    def __len__(self) -> int:
+        return sum(name.isdigit() for name in self._modules)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return (self[i] for i in range(len(self)))
+
+    def _get_name(self) -> str:
+        return self._kind
+
+    def extra_repr(self) -> str:
+        return f"flat: {self._why}" if self._why else ""
+
+
+class Network(Composite):
+    """A captured network as a plain module: the original's modules and parameter names, own weights, no source needed.
+
+    Takes and returns what the original does; follows `train()` and `eval()` (dropout, drop path, batch norm). Its
+    modules are those of the original where that is possible: hooks on them run, and what replaces one is used.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        tensors: Mapping[str, Tensor],
+        persistent: Iterable[str],
+        plan: Plan | None = None,
+    ):
+        """`tensors`: every stored tensor by name, parameters as nn.Parameter; `persistent`: those in the state dict, in its order."""
+        kept = dict.fromkeys(persistent)
+        buffers = {n for n in kept if not isinstance(tensors[n], nn.Parameter)}
+        layout = lay_out(program, tensors, buffers)
+        super().__init__("Network", layout.parts[""])
+        self._program, self.plan = program, plan
+        self._add_modules(layout)
+        for name in (*kept, *(n for n in tensors if n not in kept)):
+            owner, tensor = _owner(self, name), tensors[name]
+            leaf = name.rpartition(".")[2]
+            if isinstance(tensor, nn.Parameter):
+                owner.register_parameter(leaf, tensor)
+            else:
+                owner.register_buffer(leaf, tensor, persistent=name in kept)
+
+    def _add_modules(self, layout: Layout) -> None:
+        tree = self._program.tree
+        if tree is None:
+            return
+        children: dict[str, list[str]] = {}
+        for name in (*(n for n, _ in tree.modules[1:]), *tree.shared):
+            parent, _, own = name.rpartition(".")
+            children.setdefault(parent, []).append(own)
+        for name, kind in tree.modules[1:]:
+            parent, _, own = name.rpartition(".")
+            made = _module(kind, name, layout, children.get(name, []))
+            self.get_submodule(parent).add_module(own, made)
+        for name, source in tree.shared.items():
+            parent, _, own = name.rpartition(".")
+            self.get_submodule(parent).add_module(own, self.get_submodule(source))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        signature = self._program.signature
+        part = self._parts["train" if self.training else "eval"]
+        return signature.unflatten(part.run(self, signature.flatten(args, kwargs)))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Network":
+        super()._apply(fn, recurse)
+        if (first := next((t for t in (*self.parameters(), *self.buffers())), None)) is not None:
+            self._program.move(first.device)
+            parts = [p for m in self.modules() if isinstance(m, Composite) for p in m._parts.values()]
+            for graph in dict.fromkeys(p.graph for p in parts):
+                move_constants(graph, first.device)
+        return self
+
+    @property
+    def program(self) -> Program:
+        return self._program
+
+
+def _module(kind: str, name: str, layout: Layout, children: list[str]) -> nn.Module:
+    """The module in the place of the original's `name`: its tensors and children are added later."""
+    if name in layout.leaves:
+        leaf = layout.leaves[name]
+        for attr in [*leaf._parameters, *leaf._buffers]:
+            if getattr(leaf, attr) is not None:
+                delattr(leaf, attr)
+        return leaf
+    numbered = children == [str(i) for i in range(len(children))]
+    parts = layout.parts.get(name, {})
+    if kind == "Sequential" and numbered and parts and all(_is_chain(p, children) for p in parts.values()):
+        return nn.Sequential()
+    if kind in ("ModuleList", "Sequential") and numbered and not parts and children:
+        return nn.ModuleList()
+    return Composite(kind, parts, layout.flat.get(name, "") if kind != "ModuleList" else "")
+
+
+def _is_chain(part: Part, children: list[str]) -> bool:
+    """Whether a part calls each child on what the one before returned, and does nothing else."""
+    holders = [n for n in part.graph.graph.nodes if n.op == "placeholder"]
+    if part.tensors or part.modules != tuple((c,) for c in children) or len(holders) != len(children) + 1:
+        return False
+    value, rest = holders[-1], list(part.graph.graph.nodes)[len(holders) :]
+    for module, node in zip(holders, rest, strict=False):
+        if node.target is not call or node.args != (module, value):
+            return False
+        value = node
+    return len(rest) == len(children) + 1 and rest[-1].args[0] is value
+
+
+def _owner(root: nn.Module, name: str) -> nn.Module:
+    """The module along the path of `name`, made of plain modules where it is missing."""
+    for part in name.split(".")[:-1]:
+        if part not in root._modules:
+            root.add_module(part, Composite("Module", why="holds tensors"))
+        root = root.get_submodule(part)
+    return root
