@@ -1,8 +1,10 @@
 """Which call of which module each node of a small graph came from: what the tree of modules is made of."""
 
 import operator
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 import torch
@@ -10,8 +12,12 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from adjoined.core.graph import Graph
+from adjoined.network.operators import Fault
 
-__all__ = ["Marker", "Tree", "make_tree", "name_modules"]
+__all__ = ["STATE_NAME", "Marker", "Tree", "make_tree", "read_tree"]
+
+STATE_NAME = re.compile(r"(?!__)[\w\-/:+ ]{1,200}(\.(?!__)[\w\-/:+ ]{1,200}){0,63}")
+MAX_MODULES, MAX_CALLS, MAX_NAME = 50_000, 200_000, 100
 
 ALIAS = torch.ops.aten.alias.default
 SIZE = torch.ops.aten.sym_size.int
@@ -31,7 +37,7 @@ class Tree:
     nodes: Mapping[str, tuple[int, ...]]
 
 
-def name_modules(model: nn.Module) -> tuple[tuple[tuple[str, str], ...], dict[str, str]]:
+def _name_modules(model: nn.Module) -> tuple[tuple[tuple[str, str], ...], dict[str, str]]:
     """Name and class of each module, and the further names of those that have several."""
     first: dict[nn.Module, str] = {}
     modules, shared = [], {}
@@ -39,15 +45,74 @@ def name_modules(model: nn.Module) -> tuple[tuple[tuple[str, str], ...], dict[st
         if any(name.startswith(f"{other}.") for other in shared):
             continue
         if first.setdefault(module, name) == name:
-            modules.append((name, type(module).__name__))
+            modules.append((name, _class_name(module)))
         else:
             shared[name] = first[module]
     return tuple(modules), shared
 
 
+def _class_name(module: nn.Module) -> str:
+    name = re.sub(r"\W", "_", type(module).__name__)[:MAX_NAME]
+    return name if name.isidentifier() else f"_{name}"
+
+
+def read_tree(data: Any, rows: Mapping[str, int]) -> Tree:
+    """The tree that a file has, as `dataclasses.asdict` gives it; `rows`: nodes of each graph. Raises Fault."""
+    if not isinstance(data, dict) or data.keys() != {f.name for f in fields(Tree)}:
+        raise Fault("the tree has other than modules, shared, calls and nodes")
+    modules, shared = data["modules"], data["shared"]
+    if not isinstance(modules, list) or not 0 < len(modules) <= MAX_MODULES or not isinstance(shared, dict):
+        raise Fault(f"a tree has 1 to {MAX_MODULES} modules, and a mapping of shared ones")
+    for row in modules:
+        if not (isinstance(row, list) and len(row) == 2 and all(isinstance(part, str) for part in row)):
+            raise Fault("a module is no list of its name and class")
+        if not row[1].isidentifier() or len(row[1]) > MAX_NAME + 1:
+            raise Fault("the class of a module is no identifier")
+    below = _children([name for name, _ in modules], shared)
+    paths: dict[str, int] = {}  # under how many names modules are reached
+    try:
+        for name in TopologicalSorter(below).static_order():
+            paths[name] = 1 + sum(paths[child] for child in below.get(name, ()))
+    except CycleError:
+        raise Fault("a module contains itself") from None
+    if max(paths.values()) > MAX_MODULES:
+        raise Fault(f"modules have more than {MAX_MODULES} names")
+    calls = {mode: _indices(data["calls"], mode, len(modules), None) for mode in rows}
+    nodes = {mode: _indices(data["nodes"], mode, len(calls[mode]), count) for mode, count in rows.items()}
+    return Tree(tuple((name, kind) for name, kind in modules), shared, calls, nodes)
+
+
+def _children(names: list[str], shared: Mapping[Any, Any]) -> dict[str, list[str]]:
+    """The modules right below each. Raises Fault where a name is none, is there twice or comes before its parent's."""
+    below: dict[str, list[str]] = {"": []}
+    if names[0] or len(names) != len(set(names)):
+        raise Fault("the modules do not start with the network, or one is there twice")
+    for name in (*names[1:], *shared):
+        parent = name.rpartition(".")[0]
+        if not STATE_NAME.fullmatch(name) or parent not in below or (name in shared and name in below):
+            raise Fault(f"{name[:80]!r} is no name of a module, or comes before the one that it is in")
+        if name in shared:
+            if not isinstance(shared[name], str) or shared[name] not in below:
+                raise Fault(f"{name[:80]!r} is a module that is not there")
+            below[parent].append(shared[name])
+        else:
+            below[parent].append(name)
+            below[name] = []
+    return below
+
+
+def _indices(data: Any, mode: str, below: int, count: int | None) -> tuple[int, ...]:
+    found = data.get(mode) if isinstance(data, dict) else None
+    if not isinstance(found, list) or not 0 < len(found) <= MAX_CALLS or len(found) != (count or len(found)):
+        raise Fault(f"the tree of graph {mode} has other calls or nodes than the graph")
+    if not all(type(i) is int and 0 <= i < below for i in found):
+        raise Fault(f"the tree of graph {mode} names calls or modules that are not there")
+    return tuple(found)
+
+
 def make_tree(model: nn.Module, graphs: Mapping[str, Graph], small: Mapping[str, fx.Graph]) -> Tree:
     """`small`: the graphs that a `Marker` went over, made of `graphs`."""
-    modules, shared = name_modules(model)
+    modules, shared = _name_modules(model)
     index = {name: i for i, (name, _) in enumerate(modules)}
     index |= {name: index[source] for name, source in shared.items()}
     calls = {mode: tuple(index.get(name, 0) for name in graph.calls) for mode, graph in graphs.items()}

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
 from adjoined.core.plan import Plan
@@ -11,7 +10,7 @@ from adjoined.errors import AdjoinedError
 from adjoined.network.program import Program, move_constants
 from adjoined.network.tree import Layout, Part, call, lay_out
 
-__all__ = ["Composite", "Network"]
+__all__ = ["Composite", "Network", "find_change"]
 
 
 class Composite(nn.Module):
@@ -74,8 +73,7 @@ class Network(Composite):
     ):
         """`tensors`: every stored tensor by name, parameters as nn.Parameter; `persistent`: those in the state dict, in its order."""
         kept = dict.fromkeys(persistent)
-        buffers = {n for n in kept if not isinstance(tensors[n], nn.Parameter)}
-        layout = lay_out(program, tensors, buffers)
+        layout = _lay_out(program, tensors, kept)
         super().__init__("Network", layout.parts[""])
         self._program, self.plan = program, plan
         self._add_modules(layout)
@@ -120,6 +118,50 @@ class Network(Composite):
     @property
     def program(self) -> Program:
         return self._program
+
+
+def find_change(net: Network) -> str:
+    """What of `net` is no longer what its program says, in words, or ""."""
+    tensors = _named(net)
+    program = net.program
+    if lacking := {n for names in program.tensors.values() for n in names} - tensors.keys():
+        return f"{min(lacking)} is no tensor of it any more"
+    if program.tree is None:
+        return ""
+    layout = _lay_out(program, tensors, net.state_dict())
+    for name, kind in program.tree.modules[1:]:
+        try:
+            module = net.get_submodule(name)
+        except AttributeError:
+            return f"{name} was taken away"
+        leaf, parts = layout.leaves.get(name), layout.parts.get(name, {})
+        if leaf is not None:
+            if type(module) is not type(leaf) or repr(module) != repr(leaf):
+                return f"{name} is {_one_line(module)} now, and was captured as {_one_line(leaf)}"
+        elif isinstance(module, Composite):
+            if {m: str(p.graph.graph) for m, p in module._parts.items()} != {
+                m: str(p.graph.graph) for m, p in parts.items()
+            }:
+                return f"{name} is another {module._get_name()} than was captured"
+        elif type(module) not in (nn.Sequential, nn.ModuleList):
+            return f"{name} is {_one_line(module)} now, and was captured as a {kind}"
+    return ""
+
+
+def _one_line(module: nn.Module) -> str:
+    return " ".join(repr(module).split())[:80]
+
+
+def _named(net: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer under every name it has."""
+    return {
+        **dict(net.named_parameters(remove_duplicate=False)),
+        **dict(net.named_buffers(remove_duplicate=False)),
+    }
+
+
+def _lay_out(program: Program, tensors: Mapping[str, Tensor], state: Iterable[str]) -> Layout:
+    return lay_out(program, tensors, {n for n in state if not isinstance(tensors.get(n), nn.Parameter)})
 
 
 def _module(kind: str, name: str, layout: Layout, children: list[str]) -> nn.Module:

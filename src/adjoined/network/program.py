@@ -12,7 +12,6 @@ from torch.utils import _pytree as pytree
 
 from adjoined.core.axes import Axes
 from adjoined.core.graph import Graph
-from adjoined.core.plan import Plan
 from adjoined.core.propagate import Binding, op_name
 from adjoined.core.slicing import Kept, is_cut, kept_size
 from adjoined.errors import AdjoinedError
@@ -110,7 +109,9 @@ def build_program(
     names = tuple(kwargs) or tuple(inspect.signature(model.forward).parameters)[: len(args)]
     if len(names) < len(args):
         names = tuple(f"input_{i}" for i in range(len(args)))
-    found = make_tree(model, captured, {mode: graph.graph for mode, graph in graphs.items()}) if tree else None
+    found = (
+        make_tree(model, captured, {mode: graph.graph for mode, graph in graphs.items()}) if tree else None
+    )
     signature = Signature(names, axes.capture.eval.out_spec)
     return Program(graphs["eval"], graphs["train"], tensors, signature, found)
 

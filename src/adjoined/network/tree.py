@@ -72,9 +72,12 @@ class Side:
         self.nodes = [n for n in nodes if n.op == "call_function"]
         self.output = nodes[-1]
         self.at = {n: i for i, n in enumerate(nodes)}
-        self.by_call: dict[int, list[fx.Node]] = {}
+        by_call: dict[int, list[fx.Node]] = {i: [] for i in range(len(self.calls))}
         for n in self.nodes:
-            self.by_call.setdefault(self.call[n], []).append(n)
+            by_call[self.call[n]].append(n)
+        self.called: dict[str, list[list[fx.Node]]] = {}  # the nodes of each call of a module
+        for i, name in enumerate(self.calls):
+            self.called.setdefault(name, []).append(by_call[i])
 
     def where(self, node: fx.Node) -> str:
         return self.calls[self.call[node]]
@@ -103,11 +106,11 @@ def lay_out(program: Program, tensors: Mapping[str, Tensor], buffers: set[str]) 
         names.setdefault(id(tensor), []).append(name)
     while True:
         cuts = [_Cut(side, leaves, running, names) for side in sides]
-        other = next((n for n in running if len({c.arity[n] for c in cuts if n in c.arity}) > 1), None)
-        if other is None:
+        other = {n for n in running if len({c.arity[n] for c in cuts if n in c.arity}) > 1}
+        if not other:
             break
-        running.remove(other)
-        flat[other] = "takes or returns other values in train mode than in eval mode"
+        running -= other
+        flat |= dict.fromkeys(other, "takes or returns other values in train mode than in eval mode")
     made: dict[str, fx.GraphModule] = {}
     parts: dict[str, dict[str, Part]] = {}
     for cut in cuts:
@@ -120,9 +123,9 @@ def _why_flat(name: str, sides: list[Side]) -> str:
     """Why a module cannot run a part of its own; "" if it can."""
     if not name:
         return ""
-    spans = [(side, places) for side in sides if (places := side.spans.get(name))]
-    calls = [side.calls.count(name) for side, _ in spans]
-    if not any(name in side.calls for side in sides):
+    spans = [(side, side.spans[name]) for side in sides if name in side.spans]
+    calls = [len(side.called.get(name, ())) for side, _ in spans]
+    if not any(name in side.called for side in sides):
         return "never called itself"
     if not spans:
         return "calls no operator"
@@ -149,10 +152,7 @@ def _find_leaves(
         if name in parents or not name:
             continue
         found = [
-            _leaf(side, side.by_call.get(i, []), kind, name, tensors)
-            for side in sides
-            for i, called in enumerate(side.calls)
-            if called == name
+            _leaf(side, nodes, kind, name, tensors) for side in sides for nodes in side.called.get(name, ())
         ]
         first = found[0] if found else None
         if first is None or any(f is None or repr(f) != repr(first) for f in found):
@@ -240,9 +240,7 @@ class _Cut:
                 depth = 1 + self.chains[nodes[0]].index((name, i))
                 yield name, self._part(name, depth, nodes, self.given[name, i], made)
 
-    def _part(
-        self, name: str, depth: int, nodes: list[fx.Node], inputs: list[fx.Node], made: dict
-    ) -> Part:
+    def _part(self, name: str, depth: int, nodes: list[fx.Node], inputs: list[fx.Node], made: dict) -> Part:
         steps = list(self._steps(depth, nodes))
         modules = list(dict.fromkeys(step[0] for step in steps if isinstance(step, tuple)))
         read = [n for s in steps for n in (self.given[s] if isinstance(s, tuple) else s.all_input_nodes)]

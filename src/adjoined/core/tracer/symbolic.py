@@ -123,7 +123,9 @@ class _Builder:
         kwargs = {k: self._both(v, other.kwargs.get(k), step.grad) for k, v in step.kwargs.items()}
         for out, small in zip(step.outs, other.outs, strict=True):
             self._check_sizes(out, small)
-        if step.target is torch.ops.aten.alias.default:  # of a slice that takes all, or of a module that does nothing
+        if (
+            step.target is torch.ops.aten.alias.default
+        ):  # of a slice that takes all, or of a module that does nothing
             self.nodes[Ref("step", at)] = args[0]
             self.passed[Ref("step", at)] = len(self.passes)
             source = self.passed.get(step.args[0], args[0])
