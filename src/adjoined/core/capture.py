@@ -257,7 +257,8 @@ def _to_graph(program: torch.export.ExportedProgram, training: bool) -> Graph:
 
 def _calls(graph: fx.Graph) -> tuple[str, ...]:
     """The name of the module of each call in `graph`; marks each node with its call."""
-    calls, names = {("",): 0}, [""]
+    calls: dict[tuple[str, ...], int] = {("",): 0}
+    names = [""]
     for node in graph.nodes:
         stack: tuple[str, ...] = ("",)
         for key, (name, *_) in list((node.meta.get("nn_module_stack") or {}).items())[1:]:

@@ -27,7 +27,8 @@ SIZE = torch.ops.aten.sym_size.int
 class Tree:
     """The original's modules and the calls of them, by mode.
 
-    modules: name and class of each, parents first, the network itself under "". shared: further names of some → name.
+    modules: name and class of each, parents first, the network itself under "". shared: those of them that are further
+    names of a module → its first name.
     calls: the module of each call, as an index. nodes: the call of each node of the graph, in its order.
     """
 
@@ -35,6 +36,11 @@ class Tree:
     shared: Mapping[str, str]
     calls: Mapping[str, tuple[int, ...]]
     nodes: Mapping[str, tuple[int, ...]]
+
+    @property
+    def own(self) -> list[tuple[str, str]]:
+        """The modules under their first names."""
+        return [row for row in self.modules if row[0] not in self.shared]
 
 
 def _name_modules(model: nn.Module) -> tuple[tuple[tuple[str, str], ...], dict[str, str]]:
@@ -44,9 +50,8 @@ def _name_modules(model: nn.Module) -> tuple[tuple[tuple[str, str], ...], dict[s
     for name, module in model.named_modules(remove_duplicate=False):
         if any(name.startswith(f"{other}.") for other in shared):
             continue
-        if first.setdefault(module, name) == name:
-            modules.append((name, _class_name(module)))
-        else:
+        modules.append((name, _class_name(module)))
+        if first.setdefault(module, name) != name:
             shared[name] = first[module]
     return tuple(modules), shared
 
@@ -85,19 +90,17 @@ def read_tree(data: Any, rows: Mapping[str, int]) -> Tree:
 def _children(names: list[str], shared: Mapping[Any, Any]) -> dict[str, list[str]]:
     """The modules right below each. Raises Fault where a name is none, is there twice or comes before its parent's."""
     below: dict[str, list[str]] = {"": []}
-    if names[0] or len(names) != len(set(names)):
+    if names[0] or len(names) != len(set(names)) or not set(shared) <= set(names):
         raise Fault("the modules do not start with the network, or one is there twice")
-    for name in (*names[1:], *shared):
-        parent = name.rpartition(".")[0]
-        if not STATE_NAME.fullmatch(name) or parent not in below or (name in shared and name in below):
+    for name in names[1:]:
+        parent, source = name.rpartition(".")[0], shared.get(name, name)
+        if not STATE_NAME.fullmatch(name) or parent not in below:
             raise Fault(f"{name[:80]!r} is no name of a module, or comes before the one that it is in")
-        if name in shared:
-            if not isinstance(shared[name], str) or shared[name] not in below:
-                raise Fault(f"{name[:80]!r} is a module that is not there")
-            below[parent].append(shared[name])
-        else:
-            below[parent].append(name)
+        if name not in shared:
             below[name] = []
+        elif source not in below:
+            raise Fault(f"{name[:80]!r} is another name of a module that is not there")
+        below[parent].append(source)
     return below
 
 
@@ -114,7 +117,9 @@ def make_tree(model: nn.Module, graphs: Mapping[str, Graph], small: Mapping[str,
     """`small`: the graphs that a `Marker` went over, made of `graphs`."""
     modules, shared = _name_modules(model)
     index = {name: i for i, (name, _) in enumerate(modules)}
-    index |= {name: index[source] for name, source in shared.items()}
+    index |= {
+        name: index[source] for name, source in shared.items()
+    }  # a call is one of the module's first name
     calls = {mode: tuple(index.get(name, 0) for name in graph.calls) for mode, graph in graphs.items()}
     nodes = {mode: tuple(n.meta.get("call", 0) for n in graph.nodes) for mode, graph in small.items()}
     return Tree(modules, shared, calls, nodes)

@@ -8,9 +8,12 @@ from torch import Tensor, nn
 from adjoined.core.plan import Plan
 from adjoined.errors import AdjoinedError
 from adjoined.network.program import Program, move_constants
-from adjoined.network.tree import Layout, Part, call, lay_out
+from adjoined.network.tree import UNCALLED, Layout, Part, call, lay_out
 
 __all__ = ["Composite", "Network", "find_change"]
+
+
+CONTAINERS = ("ModuleList", "ModuleDict", "Sequential")
 
 
 class Composite(nn.Module):
@@ -90,16 +93,16 @@ class Network(Composite):
         if tree is None:
             return
         children: dict[str, list[str]] = {}
-        for name in (*(n for n, _ in tree.modules[1:]), *tree.shared):
+        for name, _ in tree.modules[1:]:
             parent, _, own = name.rpartition(".")
             children.setdefault(parent, []).append(own)
         for name, kind in tree.modules[1:]:
             parent, _, own = name.rpartition(".")
-            made = _module(kind, name, layout, children.get(name, []))
+            if name in tree.shared:
+                made = self.get_submodule(tree.shared[name])
+            else:
+                made = _module(kind, name, layout, children.get(name, []))
             self.get_submodule(parent).add_module(own, made)
-        for name, source in tree.shared.items():
-            parent, _, own = name.rpartition(".")
-            self.get_submodule(parent).add_module(own, self.get_submodule(source))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         signature = self._program.signature
@@ -122,30 +125,38 @@ class Network(Composite):
 
 def find_change(net: Network) -> str:
     """What of `net` is no longer what its program says, in words, or ""."""
-    tensors = _named(net)
-    program = net.program
-    if lacking := {n for names in program.tensors.values() for n in names} - tensors.keys():
-        return f"{min(lacking)} is no tensor of it any more"
+    program, tensors = net.program, _named(net)
+    for name in (n for names in program.tensors.values() for n in names if n not in tensors):
+        there = {n for n, _ in net.named_modules(remove_duplicate=False)}
+        owner = name
+        while owner not in there:
+            owner = owner.rpartition(".")[0]
+        return f"{owner} is {_one_line(net.get_submodule(owner))} now, and has no {name[len(owner) :].lstrip('.')}"
     if program.tree is None:
         return ""
     layout = _lay_out(program, tensors, net.state_dict())
-    for name, kind in program.tree.modules[1:]:
-        try:
-            module = net.get_submodule(name)
-        except AttributeError:
-            return f"{name} was taken away"
-        leaf, parts = layout.leaves.get(name), layout.parts.get(name, {})
-        if leaf is not None:
-            if type(module) is not type(leaf) or repr(module) != repr(leaf):
-                return f"{name} is {_one_line(module)} now, and was captured as {_one_line(leaf)}"
-        elif isinstance(module, Composite):
-            if {m: str(p.graph.graph) for m, p in module._parts.items()} != {
-                m: str(p.graph.graph) for m, p in parts.items()
-            }:
-                return f"{name} is another {module._get_name()} than was captured"
-        elif type(module) not in (nn.Sequential, nn.ModuleList):
-            return f"{name} is {_one_line(module)} now, and was captured as a {kind}"
-    return ""
+    changes = (_change(net, name, kind, layout) for name, kind in program.tree.own[1:])
+    return next((change for change in changes if change), "")
+
+
+def _change(net: Network, name: str, kind: str, layout: Layout) -> str:
+    try:
+        module = net.get_submodule(name)
+    except AttributeError:
+        return f"{name} was taken away"
+    leaf = layout.leaves.get(name)
+    if leaf is not None and (type(module) is not type(leaf) or repr(module) != repr(leaf)):
+        return f"{name} is {_one_line(module)} now, and was captured as {_one_line(leaf)}"
+    if leaf is not None or type(module) in (nn.Sequential, nn.ModuleList):
+        return ""
+    if not isinstance(module, Composite):
+        return f"{name} is {_one_line(module)} now, and was captured as a {kind}"
+    same = _texts(module._parts) == _texts(layout.parts.get(name, {}))
+    return "" if same else f"{name} is another {module._get_name()} than was captured"
+
+
+def _texts(parts: Mapping[str, Part]) -> dict[str, str]:
+    return {mode: str(part.graph.graph) for mode, part in parts.items()}
 
 
 def _one_line(module: nn.Module) -> str:
@@ -176,9 +187,12 @@ def _module(kind: str, name: str, layout: Layout, children: list[str]) -> nn.Mod
     parts = layout.parts.get(name, {})
     if kind == "Sequential" and numbered and parts and all(_is_chain(p, children) for p in parts.values()):
         return nn.Sequential()
-    if kind in ("ModuleList", "Sequential") and numbered and not parts and children:
-        return nn.ModuleList()
-    return Composite(kind, parts, layout.flat.get(name, "") if kind != "ModuleList" else "")
+    why = layout.flat.get(name, "")
+    if kind in CONTAINERS and why == UNCALLED:
+        why = ""
+        if numbered and children:
+            return nn.ModuleList()
+    return Composite(kind, parts, why)
 
 
 def _is_chain(part: Part, children: list[str]) -> bool:
@@ -187,7 +201,7 @@ def _is_chain(part: Part, children: list[str]) -> bool:
     if part.tensors or part.modules != tuple((c,) for c in children) or len(holders) != len(children) + 1:
         return False
     value, rest = holders[-1], list(part.graph.graph.nodes)[len(holders) :]
-    for module, node in zip(holders, rest, strict=False):
+    for module, node in zip(holders[:-1], rest, strict=False):
         if node.target is not call or node.args != (module, value):
             return False
         value = node

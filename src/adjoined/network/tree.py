@@ -12,8 +12,9 @@ from adjoined.network.leaves import leaf_of
 from adjoined.network.marks import ALIAS, Tree
 from adjoined.network.program import Program
 
-__all__ = ["Layout", "Part", "call", "lay_out"]
+__all__ = ["UNCALLED", "Layout", "Part", "call", "lay_out"]
 
+UNCALLED = "never called itself"
 MODES = {"eval": False, "train": True}
 Path = tuple[str, ...]
 Unit = tuple[str, int]  # of a layer its name and the call; of another module its name and 0
@@ -99,8 +100,8 @@ def lay_out(program: Program, tensors: Mapping[str, Tensor], buffers: set[str]) 
         tree = Tree((("", "Network"),), {}, dict.fromkeys(MODES, (0,)), {m: (0,) * len(getattr(program, m).graph.nodes) for m in MODES})  # fmt: skip
     sides = [Side(program, tree, mode, tensors) for mode in MODES]
     leaves = _find_leaves(tree, sides, tensors, buffers)
-    flat = {name: why for name, _ in tree.modules if name not in leaves and (why := _why_flat(name, sides))}
-    running = {name for name, _ in tree.modules if name not in leaves and name not in flat} | {""}
+    flat = {name: why for name, _ in tree.own if name not in leaves and (why := _why_flat(name, sides))}
+    running = {name for name, _ in tree.own if name not in leaves and name not in flat} | {""}
     names: dict[int, list[str]] = {}
     for name, tensor in tensors.items():
         names.setdefault(id(tensor), []).append(name)
@@ -126,7 +127,7 @@ def _why_flat(name: str, sides: list[Side]) -> str:
     spans = [(side, side.spans[name]) for side in sides if name in side.spans]
     calls = [len(side.called.get(name, ())) for side, _ in spans]
     if not any(name in side.called for side in sides):
-        return "never called itself"
+        return UNCALLED
     if not spans:
         return "calls no operator"
     if max(calls) > 1:
@@ -143,12 +144,11 @@ def _find_leaves(
 ) -> dict[str, nn.Module]:
     """The modules that do nothing but what one layer of torch.nn does, in every call and in both modes."""
     parents = {name.rpartition(".")[0] for name, _ in tree.modules[1:]}
-    parents |= {name.rpartition(".")[0] for name in tree.shared}
     own: dict[str, set[str]] = {}
     for name in tensors:
         own.setdefault(name.rpartition(".")[0], set()).add(name.rpartition(".")[2])
     leaves = {}
-    for name, kind in tree.modules:
+    for name, kind in tree.own:
         if name in parents or not name:
             continue
         found = [

@@ -128,7 +128,7 @@ class _Builder:
         ):  # of a slice that takes all, or of a module that does nothing
             self.nodes[Ref("step", at)] = args[0]
             self.passed[Ref("step", at)] = len(self.passes)
-            source = self.passed.get(step.args[0], args[0])
+            source = self.passed[step.args[0]] if step.args[0] in self.passed else args[0]
             self.passes.append((step.call, source, next(reversed(self.graph.nodes))))
             return
         node = self._call(step.target, args, kwargs, step.outs if step.many else step.outs[0], step)
