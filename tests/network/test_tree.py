@@ -151,6 +151,15 @@ def test_blocks_are_indexed_and_hooks_on_modules_run(name):
     assert seen[-1][1] == seen[-1][2]
 
 
+def test_modules_take_their_inputs_in_one_order():
+    net, run = small("bert")
+    shapes = []
+    for layer in net.bert.encoder.layer:
+        layer.register_forward_pre_hook(lambda m, given: shapes.append([t.shape for t in given]))
+    run(net)
+    assert shapes == [[(2, 9, 32), (2, 1, 9, 9)]] * 2
+
+
 def test_a_block_and_a_layer_that_did_nothing_can_be_replaced():
     net, run = small("vit")
     before = run(net)

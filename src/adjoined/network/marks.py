@@ -160,6 +160,8 @@ class Marker:
             if _is_size(node) and inputs and all(map(_is_size, inputs)):
                 max(inputs, key=lambda n: list(self.new.nodes).index(n)).append(node)
                 node.meta["call"] = inputs[0].meta["call"]
+        order = {node: i for i, node in enumerate(self.new.nodes)}
+        below = self._read_below()
         pools: dict[int, list[fx.Node]] = {}
         local: dict[tuple[int, str], fx.Node] = {}
         for node in list(self.new.nodes):
@@ -170,11 +172,27 @@ class Marker:
             pool = pools[call] = [*tensors, *pools.get(call, ())]
             for size in [n for n in node.all_input_nodes if _is_size(n) and n.meta["call"] != call]:
                 key = (call, str(size.meta["val"]))
-                if key not in local and (found := self._read(node, size.meta["val"], pool)) is not None:
+                others = [t for t in below.get(self._name(node), ()) if order[t] < order[node]]
+                if key not in local and (found := self._read(node, size.meta["val"], [*pool, *others])):
                     local[key] = found
                 if key in local:
                     node.replace_input_with(size, local[key])
         self.new.eliminate_dead_code()
+
+    def _name(self, node: fx.Node) -> str:
+        calls = self.old.calls
+        return calls[node.meta["call"]] if calls else ""
+
+    def _read_below(self) -> dict[str, list[fx.Node]]:
+        """Module → the tensors that it and those below it read."""
+        out: dict[str, list[fx.Node]] = {}
+        for node in self.new.nodes:
+            name = self._name(node) if node.op == "call_function" else ""
+            while name:
+                tensors = (n for n in node.all_input_nodes if isinstance(n.meta.get("val"), Tensor))
+                out.setdefault(name, []).extend(tensors)
+                name = name.rpartition(".")[0]
+        return out
 
     def _read(self, before: fx.Node, value: Any, pool: list[fx.Node]) -> fx.Node | None:
         """Code for a size, made of that of a tensor of the pool, if one has it or divides it as the batch does."""

@@ -33,7 +33,7 @@ class Composite(nn.Module):
             raise AdjoinedError(
                 f"this {self._kind} cannot be called: it is flat ({self._why}), a module above it runs what it did"
             )
-        return part.run(self, args)
+        return part.graph.forward(*part.find(self), *args)
 
     def __getitem__(self, index: int) -> nn.Module:
         """The child of that number, as of a list of modules."""
@@ -107,7 +107,7 @@ class Network(Composite):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         signature = self._program.signature
         part = self._parts["train" if self.training else "eval"]
-        return signature.unflatten(part.run(self, signature.flatten(args, kwargs)))
+        return signature.unflatten(part.graph.forward(*part.find(self), *signature.flatten(args, kwargs)))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Network":
         super()._apply(fn, recurse)

@@ -21,7 +21,7 @@ Unit = tuple[str, int]  # of a layer its name and the call; of another module it
 
 
 def call(module: nn.Module, *args: Any) -> Any:
-    """What the graph of a part calls its modules by, so that their hooks run."""
+    """What the graph of a part calls its modules by, so that their hooks run. torch.compile follows no operator.call."""
     return module(*args)
 
 
@@ -33,15 +33,15 @@ class Part:
     modules: tuple[Path, ...]
     tensors: tuple[tuple[Path, str], ...]
 
-    def run(self, root: nn.Module, inputs: Any) -> Any:
-        modules = [below(root, path) for path in self.modules]
-        tensors = [getattr(below(root, path), leaf) for path, leaf in self.tensors]
-        return self.graph.forward(*modules, *tensors, *inputs)
+    def find(self, root: nn.Module) -> list[Any]:
+        """The modules and tensors below `root` that the graph takes, as they are now."""
+        out = [_below(root, path) for path in self.modules]
+        return out + [getattr(_below(root, path), leaf) for path, leaf in self.tensors]
 
 
-def below(root: nn.Module, path: Path) -> Any:
+def _below(root: Any, path: Path) -> Any:
     for part in path:
-        root = root._modules[part]  # type: ignore[assignment]
+        root = root._modules[part]
     return root
 
 
@@ -213,11 +213,10 @@ class _Cut:
         }
 
     def _given(self, unit: Unit, nodes: list[fx.Node]) -> list[fx.Node]:
-        """Values from outside, in the order in which they are made; tensors below the module are its own."""
+        """Values from outside, in the order in which they are read; tensors below the module are its own."""
         inside = set(nodes)
-        found = {n for node in nodes for n in node.all_input_nodes if n not in inside}
-        found = {n for n in found if self.inside(unit[0], n) is None}
-        return sorted(found, key=self.side.at.__getitem__)
+        read = dict.fromkeys(n for node in nodes for n in node.all_input_nodes if n not in inside)
+        return [n for n in read if self.inside(unit[0], n) is None]
 
     def _returned(self, nodes: list[fx.Node]) -> list[fx.Node]:
         inside = set(nodes)
