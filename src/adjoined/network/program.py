@@ -11,28 +11,37 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from adjoined.core.axes import Axes
+from adjoined.core.capture import Capture
 from adjoined.core.graph import Graph
 from adjoined.core.propagate import Binding, op_name
 from adjoined.core.slicing import Kept, is_cut, kept_size
 from adjoined.errors import AdjoinedError
 from adjoined.network.marks import Marker, Tree, make_tree
 
-__all__ = ["Program", "Signature", "build_program", "move_constants", "shrink"]
+__all__ = ["Program", "Signature", "Sizes", "build_program", "move_constants", "shrink"]
 
 ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
 VIEWS = {torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default}
 RESHAPES = {"view", "reshape", "unflatten", "_unsafe_view"}
 
 
+Sizes = tuple[int | None, ...] | None
+
+
 @dataclass(frozen=True)
 class Signature:
-    """How inputs are given (names in order, the first `positional` of them by position) and outputs put together."""
+    """How inputs are given (names in order, the first `positional` of them by position) and outputs put together.
+
+    `sizes`: of each flat input, in order, the sizes that it was captured with, None for one that is free; None for what
+    is no tensor. Empty where nothing is known of them.
+    """
 
     names: tuple[str, ...]
     out_spec: Any
+    sizes: tuple[Sizes, ...] = ()
 
     def flatten(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
-        """Inputs by position or by name → the flat list that the graphs take."""
+        """Inputs by position or by name → the flat list that the graphs take. Raises AdjoinedError for other sizes."""
         given = dict(zip(self.names, args, strict=False))
         if len(args) > len(self.names) or given.keys() & kwargs.keys() or {*given, *kwargs} != {*self.names}:
             got = [f"{len(args)} by position"] * bool(args) + [f"{k}=" for k in kwargs]
@@ -40,7 +49,35 @@ class Signature:
                 f"the network takes {', '.join(self.names)}, as captured; got {', '.join(got) or 'nothing'}"
             )
         given |= kwargs
-        return pytree.tree_leaves([given[name] for name in self.names])
+        leaves = pytree.tree_leaves([given[name] for name in self.names])
+        if self.sizes and not _fit(leaves, self.sizes):
+            raise AdjoinedError(self._misfit(given))
+        return leaves
+
+    def _misfit(self, given: Mapping[str, Any]) -> str:
+        """What is wrong with inputs that do not fit the sizes."""
+        named = [
+            (name + pytree.keystr(path), leaf)
+            for name in self.names
+            for path, leaf in pytree.tree_flatten_with_path(given[name])[0]
+        ]
+        if len(named) != len(self.sizes):
+            return f"the inputs hold {len(named)} values, and were captured with {len(self.sizes)}; give the same structure"
+        name, leaf, sizes = next(
+            (name, leaf, sizes)
+            for (name, leaf), sizes in zip(named, self.sizes, strict=True)
+            if not _fit([leaf], [sizes])
+        )
+        if sizes is None:
+            return f"{name} is a tensor, and was captured as a value that is none; capture again with find_axes(model, example)"
+        legal = ", ".join("any" if n is None else str(n) for n in sizes)
+        if not isinstance(leaf, Tensor):
+            return f"{name} is a {type(leaf).__name__}, and was captured as a tensor of size ({legal})"
+        got = ", ".join(map(str, leaf.shape))
+        return (
+            f"{name} has the size ({got}), and the network was captured at ({legal}), where only `any` is free: give "
+            "inputs of that size, or cut a network for this one: find_axes(model, example) with an example of this size"
+        )
 
     def unflatten(self, outputs: Sequence[Any]) -> Any:
         """The values that a graph returns → what the network returns."""
@@ -94,6 +131,35 @@ def move_constants(graph: fx.GraphModule, device: torch.device) -> None:
         graph.recompile()
 
 
+def _fit(leaves: Sequence[Any], sizes: Sequence[Sizes]) -> bool:
+    if len(leaves) != len(sizes):
+        return False
+    for leaf, wanted in zip(leaves, sizes, strict=True):
+        if isinstance(leaf, Tensor) != (wanted is not None):
+            return False
+        if wanted is not None and (
+            leaf.ndim != len(wanted)
+            or any(n is not None and n != m for n, m in zip(wanted, leaf.shape, strict=True))
+        ):
+            return False
+    return True
+
+
+def _sizes(capture: Capture) -> tuple[Sizes, ...]:
+    """The sizes of the flat inputs of the example; the batch is free where the capture follows it."""
+    args, kwargs = capture.example
+    leaves = pytree.tree_leaves(list(kwargs.values()) if kwargs else list(args))
+    batch = next((t.shape[0] for t in leaves if isinstance(t, Tensor) and t.ndim), None)
+
+    def sizes(t: Any) -> Sizes:
+        if not isinstance(t, Tensor):
+            return None
+        free = capture.dynamic and t.ndim > 0 and t.shape[0] == batch
+        return (None, *t.shape[1:]) if free else tuple(t.shape)
+
+    return tuple(map(sizes, leaves))
+
+
 def build_program(
     model: nn.Module, axes: Axes, kept: Kept, taps: Sequence[fx.Node] = (), *, tree: bool = False
 ) -> Program:
@@ -112,7 +178,7 @@ def build_program(
     found = (
         make_tree(model, captured, {mode: graph.graph for mode, graph in graphs.items()}) if tree else None
     )
-    signature = Signature(names, axes.capture.eval.out_spec)
+    signature = Signature(names, axes.capture.eval.out_spec, _sizes(axes.capture))
     return Program(graphs["eval"], graphs["train"], tensors, signature, found)
 
 

@@ -26,7 +26,7 @@ from adjoined.network.marks import STATE_NAME, Tree, read_tree
 from adjoined.network.modules import Network, find_change
 from adjoined.network.operators import Fault
 from adjoined.network.program import Program, Signature
-from adjoined.network.written import read_graph, read_outputs, write_graph, write_outputs
+from adjoined.network.written import read_graph, read_outputs, read_sizes, write_graph, write_outputs
 
 __all__ = ["FORMAT", "load", "save"]
 
@@ -72,6 +72,7 @@ def save(net: Network, folder: str | Path, plan: Plan | None = None) -> Path:
             "frozen": [n for n, t in named.items() if isinstance(t, nn.Parameter) and not t.requires_grad],
             "parameters": [n for n, t in named.items() if isinstance(t, nn.Parameter)],
             "names": list(program.signature.names),
+            "sizes": [None if s is None else list(s) for s in program.signature.sizes],
             "output": write_outputs(program.signature.out_spec),
             "tensors": {mode: list(names) for mode, names in program.tensors.items()},
             "graphs": {mode: write_graph(getattr(program, mode).graph) for mode in MODES},
@@ -149,7 +150,7 @@ def _read_program(data: Mapping[str, Any]) -> tuple[dict[str, fx.Graph], Signatu
         raise Fault("the names of the inputs are no identifiers")
     if len(set(names)) != len(names):
         raise Fault("two inputs have one name")
-    signature = Signature(tuple(names), read_outputs(data.get("output")))
+    signature = Signature(tuple(names), read_outputs(data.get("output")), read_sizes(data.get("sizes", [])))
     rows = _mapping(data, "graphs")
     graphs = {}
     for mode in MODES:

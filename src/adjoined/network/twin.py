@@ -99,6 +99,7 @@ class Adjoined(nn.Module):
         self._whole_constants = dict(axes.capture.constants)
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        self._program.signature.flatten(args, kwargs)  # other sizes are refused before the large network runs
         if self._whole is not None and self.training:
             return self._related(self._whole, args, kwargs)
         return self.large(*args, **kwargs), self.small_forward(*args, **kwargs)
