@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pickle
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -196,6 +197,18 @@ def test_deepcopy_compile_and_export(name):
         exported = torch.export.export(again, args, kwargs, strict=False)
         out = exported.module()(*args, **(kwargs or {}))
     assert torch.allclose(out["logits"] if isinstance(example, dict) else out, want, atol=1e-6)
+
+
+@each_model
+def test_pickle_and_another_device(name):
+    net, run = small(name)
+    _, example = _twin(name)
+    assert torch.equal(run(pickle.loads(pickle.dumps(net))), run(net))
+    moved = copy.deepcopy(net).to("meta")
+    given = pytree.tree_map(lambda t: t.to("meta"), example)
+    for training in (False, True):
+        assert call(moved.train(training), given).device.type == "meta"  # the constants of every part moved, too
+    assert run(net).device.type == "cpu"
 
 
 @each_model
