@@ -207,7 +207,9 @@ def test_pickle_and_another_device(name):
     moved = copy.deepcopy(net).to("meta")
     given = pytree.tree_map(lambda t: t.to("meta"), example)
     for training in (False, True):
-        assert call(moved.train(training), given).device.type == "meta"  # the constants of every part moved, too
+        assert (
+            call(moved.train(training), given).device.type == "meta"
+        )  # the constants of every part moved, too
     assert run(net).device.type == "cpu"
 
 

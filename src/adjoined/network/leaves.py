@@ -43,7 +43,7 @@ def leaf_of(
     found = {attr: given[argument] for attr, argument in tensors.items() if given[argument] is not None}
     read = [n for n in node.all_input_nodes if n not in found.values()]
     first = given.get("input", given.get("self", given.get("indices")))
-    if read != [first] or first in stored or any(t not in stored for t in found.values()):
+    if read != [first] or any(t not in stored for t in found.values()):
         return None
     shapes = {n: p.shape for n, p in layer.named_parameters()}
     return (layer, read[0], found) if shapes == {n: stored[t].shape for n, t in found.items()} else None
