@@ -22,6 +22,17 @@ class Pair(nn.Module):
         return self.fc2(self.fc1(a).relu()) * scale + b.sum()
 
 
+class FixedBatch(nn.Module):
+    """Another branch at one batch size: no capture can follow it."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(6, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.fc2(self.fc1(x).relu() if len(x) == 2 else self.fc1(x).tanh())
+
+
 @pytest.fixture(scope="module")
 def wide():
     torch.manual_seed(0)
@@ -53,6 +64,19 @@ def test_the_batch_is_free(wide):
     net = wide.small().eval()
     for batch in (1, 5):
         assert net(torch.randn(batch, 3, 32, 64)).shape == (batch, 1000)
+
+
+def test_a_batch_that_was_fixed_is_checked_and_exported(tmp_path):
+    model, x = FixedBatch().eval(), torch.randn(2, 6)
+    axes = adjoined.find_axes(model, x)
+    assert "fixed batch of 2" in " ".join(axes.capture.notes)
+    net = adjoined.Adjoined(model, axes.plan(alpha=2)).small().eval()
+    assert net(x).shape == (2, 4)
+    with pytest.raises(adjoined.AdjoinedError, match=r"x has the size \(1, 6\).* captured at \(2, 6\)"):
+        net(x[:1])
+    done = adjoined.export(net, tmp_path, x, ["safetensors", "pt2"])
+    assert not done["safetensors"].facts["dynamic_batch"]
+    assert not done["pt2"].facts["dynamic_batch"]
 
 
 def test_nested_inputs_are_named():

@@ -75,11 +75,18 @@ def _write_safetensors(subject: Subject, path: Path) -> dict[str, Any]:
     if not isinstance(subject.net, Network):
         raise AdjoinedError("format safetensors is for what twin.small() returns; use pt2 or onnx")
     save(subject.net, path.parent)
-    return {"dynamic_batch": True}
+    return {"dynamic_batch": _fixed_batch(subject.net) is None}
 
 
 def _open_safetensors(path: Path, subject: Subject) -> Runner:
-    return Runner(partial(subject.call, load(path.parent)))
+    net = load(path.parent)
+    return Runner(partial(subject.call, net), _fixed_batch(net))
+
+
+def _fixed_batch(net: Network) -> int | None:
+    """The one batch that the network was captured for, where it does not follow it."""
+    firsts = [sizes[0] for sizes in net.program.signature.sizes if sizes]
+    return None if None in firsts or not firsts else firsts[0]
 
 
 FORMATS = {
