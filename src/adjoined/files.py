@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from adjoined.errors import AdjoinedError
 
-__all__ = ["parsed", "read_mapping", "write_aside"]
+__all__ = ["modes_by_umask", "parsed", "read_mapping", "write_aside"]
 
 T = TypeVar("T")
 
@@ -47,3 +47,14 @@ def write_aside(path: Path, write: Callable[[Path], Any]) -> None:
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def modes_by_umask(folder: Path) -> None:
+    """Give all files in `folder` the mode of the umask, whatever mode their writers chose."""
+    probe = folder / f".{secrets.token_hex(8)}"
+    probe.touch()
+    mode = probe.stat().st_mode & 0o777
+    probe.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(mode)

@@ -47,7 +47,7 @@ def read(kind: str, folder: Path, inputs: dict) -> list:
             out = net(**given) if "pixel_values" in given else net(*given.values())
         elif kind == "pt2":
             module = torch.export.load(folder / "model.pt2").module()
-            out = module(**given) if "pixel_values" in given else module(*given.values())
+            out = module(*given.values())
         elif kind == "timm":
             import timm
 

@@ -208,7 +208,9 @@ def _macs(twin: adjoined.Adjoined, axes: adjoined.Axes, given: tuple[tuple, dict
             lambda t: t[:1] if isinstance(t, Tensor) and t.ndim and t.shape[0] == size_ else t, given
         )
         batch = 1
-    net = twin.small().eval()
+    net = (
+        twin.small().eval().requires_grad_(False)
+    )  # the counter's hooks fail on a parameter that is a module's input
     counter = FlopCounterMode(display=False)
     with sdpa_kernel(SDPBackend.MATH), counter:
         _run(net, given)

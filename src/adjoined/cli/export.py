@@ -77,6 +77,8 @@ def _remarks(facts: dict[str, Any]) -> str:
         words.append(f"top-1 {facts['top1_before']:.2f} → {facts['top1_after']:.2f} %")
     if "arguments" in facts:
         words += [f"{k}={v}" for k, v in facts["arguments"].items()]
+    if "cast_from" in facts:
+        words.append(f"{facts['dtype']}, the network is {facts['cast_from']}")
     return ", ".join(
         [*words, "any batch" if facts["dynamic_batch"] else f"batch {facts.get('batch', 'fixed')}"]
     )

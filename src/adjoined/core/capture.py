@@ -307,7 +307,22 @@ def _to_graph(program: torch.export.ExportedProgram, training: bool) -> Graph:
         for k, v in sig.inputs_to_lifted_tensor_constants.items()
     }
     assert program.call_spec.out_spec is not None
-    return Graph(graph, stored, inputs, program.call_spec.out_spec, constants)
+    return Graph(graph, stored, inputs, program.call_spec.out_spec, constants, _calls(graph))
+
+
+def _calls(graph: fx.Graph) -> tuple[str, ...]:
+    """The name of the module of each call in `graph`; marks each node with its call."""
+    calls: dict[tuple[str, ...], int] = {("",): 0}
+    names = [""]
+    for node in graph.nodes:
+        stack: tuple[str, ...] = ("",)
+        for key, (name, *_) in list((node.meta.get("nn_module_stack") or {}).items())[1:]:
+            stack = (*stack, key)
+            if stack not in calls:
+                calls[stack] = len(names)
+                names.append(name.partition("@")[0])
+        node.meta["call"] = calls[stack]
+    return tuple(names)
 
 
 def _inline(graph: fx.Graph, module: fx.GraphModule, env: dict[fx.Node, Any]) -> Any:

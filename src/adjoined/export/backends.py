@@ -51,7 +51,7 @@ def open_backend(net: nn.Module, example: Example, backend: str) -> Call:
     """
     if backend in ("eager", "compiled"):
         return _by_pytorch(net.eval(), example, compiled=backend == "compiled")
-    subject, kind = make_subject(net, example), FORMATS[BACKENDS[backend]]
+    subject, kind = make_subject(net, example).in_float32(), FORMATS[BACKENDS[backend]]
     with tempfile.TemporaryDirectory() as folder:  # which runtimes need no longer once the file is open
         path = Path(folder) / kind.file
         kind.write(subject, path)

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from adjoined.export.onnx import quiet
 from adjoined.export.runner import Runner
@@ -19,11 +18,9 @@ def write_executorch(subject: Subject, path: Path) -> dict[str, Any]:
     with quiet():
         exir: Any = importlib.import_module("executorch.exir")
         xnnpack: Any = importlib.import_module("executorch.backends.xnnpack.partition.xnnpack_partitioner")
-        args, kwargs = pytree.tree_map(
-            lambda t: t[:1] if isinstance(t, Tensor) and t.ndim else t, subject.example
-        )
+        first = tuple(t[:1] if t.ndim else t for t in subject.inputs)
         with torch.no_grad():
-            program = torch.export.export(subject.net, args, kwargs, strict=False)
+            program = torch.export.export(subject.positional, first, strict=False)
         lowered = exir.to_edge_transform_and_lower(program, partitioner=[xnnpack.XnnpackPartitioner()])
         made = lowered.to_executorch()
     with open(path, "wb") as file:

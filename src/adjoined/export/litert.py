@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from adjoined.export.onnx import quiet
 from adjoined.export.runner import Runner
@@ -18,10 +17,8 @@ __all__ = ["open_litert", "write_litert"]
 def write_litert(subject: Subject, path: Path) -> dict[str, Any]:
     with quiet():
         litert_torch: Any = importlib.import_module("litert_torch")
-        args, kwargs = pytree.tree_map(
-            lambda t: t[:1] if isinstance(t, Tensor) and t.ndim else t, subject.example
-        )
-        litert_torch.convert(subject.net, args, kwargs or None).export(str(path))
+        first = tuple(t[:1] if t.ndim else t for t in subject.inputs)
+        litert_torch.convert(subject.positional, first).export(str(path))
     return {"dynamic_batch": False, "batch": 1}
 
 

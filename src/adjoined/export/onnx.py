@@ -26,6 +26,8 @@ def write_onnx(subject: Subject, path: Path) -> dict[str, Any]:
             program, dynamo=True, verbose=False, input_names=subject.input_names, output_names=outputs
         )
         assert made is not None
+        if dynamic:
+            _name_batch(made.model)
         made.save(path)
     onnx: Any = importlib.import_module("onnx")
     opset = next(
@@ -34,6 +36,16 @@ def write_onnx(subject: Subject, path: Path) -> dict[str, Any]:
         if o.domain in ("", "ai.onnx")
     )
     return {"opset": opset, "dynamic_batch": dynamic}
+
+
+def _name_batch(model: Any) -> None:
+    """Call the dynamic size `batch` wherever the file has it."""
+    graph = model.graph
+    symbol = next(str(v.shape[0].value) for v in graph.inputs if v.shape and not isinstance(v.shape[0], int))
+    for value in (*graph.inputs, *graph.outputs, *(out for node in graph for out in node.outputs)):
+        for i, size in enumerate(value.shape or ()):
+            if not isinstance(size, int) and str(size.value) == symbol:
+                value.shape[i] = "batch"
 
 
 def open_onnx(path: Path, subject: Subject) -> Runner:

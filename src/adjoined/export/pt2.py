@@ -1,13 +1,13 @@
 """`torch.export`: one file that torch alone loads and runs, on any device."""
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from adjoined.export.runner import Runner
-from adjoined.export.subject import Subject
+from adjoined.export.subject import Subject, flat
 
 __all__ = ["open_pt2", "write_pt2"]
 
@@ -19,6 +19,10 @@ def write_pt2(subject: Subject, path: Path) -> dict[str, Any]:
 
 
 def open_pt2(path: Path, subject: Subject) -> Runner:
-    program = torch.export.load(path)
-    call = partial(subject.call, program.module())
-    return Runner(call, None if subject.program[1] else subject.inputs[0].shape[0])
+    module = torch.export.load(path).module()
+
+    def run(inputs: list[Tensor]) -> list[Tensor]:
+        with torch.inference_mode():
+            return flat(module(*inputs))
+
+    return Runner(run, None if subject.program[1] else subject.inputs[0].shape[0])

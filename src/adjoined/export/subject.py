@@ -1,7 +1,6 @@
 """What is exported, and the one `torch.export` program that the formats are made from."""
 
 import copy
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -13,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from adjoined.core.capture import Example, normalise_example
 from adjoined.errors import AdjoinedError
-from adjoined.network.program import Network
+from adjoined.network.modules import Network
 
 __all__ = ["Architecture", "Options", "Subject", "flat", "make_subject"]
 
@@ -58,30 +57,41 @@ class Subject:
 
     @cached_property
     def program(self) -> tuple[torch.export.ExportedProgram, bool]:
-        """The network as a program of torch.export, and whether its batch is dynamic."""
-        leaves = [t for t in pytree.tree_leaves(self.example) if isinstance(t, Tensor) and t.ndim]
-        size, shared = leaves[0].shape[0], torch.export.Dim("batch")
-
-        def several(t: Any) -> Any:  # a batch of 1 would be taken for a constant
-            return (
-                torch.cat([t, t]) if size == 1 and isinstance(t, Tensor) and t.ndim and t.shape[0] == 1 else t
-            )
-
-        def dims(t: Any) -> Any:
-            return {0: shared} if isinstance(t, Tensor) and t.ndim and t.shape[0] == max(size, 2) else None
-
-        args, kwargs = pytree.tree_map(several, self.example)
-        bound = inspect.signature(self.net.forward).bind(*args, **kwargs).arguments
-        shapes = pytree.tree_map(
-            dims, dict(bound.pop("kwargs", {}) if isinstance(self.net, Network) else {}, **bound)
-        )
+        """The network as a program of torch.export that takes tensors by position, and whether its batch is dynamic."""
+        size, shared = next(t for t in self.inputs if t.ndim).shape[0], torch.export.Dim("batch")
+        follows = [t.ndim > 0 and t.shape[0] == size for t in self.inputs]
+        several = [  # a batch of 1 would be taken for a constant
+            torch.cat([t, t]) if f and size == 1 else t for t, f in zip(self.inputs, follows, strict=True)
+        ]
+        shapes = {"inputs": tuple({0: shared} if f else None for f in follows)}
         with torch.no_grad():
             try:
-                made = torch.export.export(self.net, args, kwargs, dynamic_shapes=shapes, strict=False)
+                made = torch.export.export(
+                    self.positional, tuple(several), dynamic_shapes=shapes, strict=False
+                )
                 return made, True
             except Exception:
-                args, kwargs = self.example
-                return torch.export.export(self.net, args, kwargs, strict=False), False
+                return torch.export.export(self.positional, tuple(self.inputs), strict=False), False
+
+    @cached_property
+    def positional(self) -> nn.Module:
+        """The network as exporters can take any: the example's tensors by position, the rest of it fixed."""
+        return _Positional(self.net, self.example).eval()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next((p.dtype for p in self.net.parameters() if p.is_floating_point()), torch.float32)
+
+    def in_float32(self) -> "Subject":
+        """The same in float32; the subject itself if it is."""
+        if {p.dtype for p in self.net.parameters() if p.is_floating_point()} <= {torch.float32}:
+            return self
+        net = copy.deepcopy(self.net).float()
+        example, pictures, calibration = pytree.tree_map(
+            lambda t: _cast(t, {torch.float32}, torch.float32),
+            (self.example, self.pictures, self.calibration),
+        )
+        return replace(self, net=net, example=example, pictures=pictures, calibration=calibration)
 
     @property
     def inputs(self) -> list[Tensor]:
@@ -90,10 +100,7 @@ class Subject:
 
     def call(self, net: Callable[..., Any], inputs: Sequence[Tensor]) -> list[Tensor]:
         """The tensors that `net` answers to `inputs` in the places of the example's tensors."""
-        leaves, spec = pytree.tree_flatten(self.example)
-        given = iter(inputs)
-        placed = [next(given) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        args, kwargs = pytree.tree_unflatten(placed, spec)
+        args, kwargs = _place(self.example, inputs)
         with torch.inference_mode():
             return flat(net(*args, **kwargs))
 
@@ -106,14 +113,49 @@ class Subject:
 
 
 def make_subject(net: nn.Module, example: Example, **rest: Any) -> Subject:
-    """A subject in eval mode, on the CPU, whose outputs are of types that torch alone knows; `net` stays as it is."""
+    """A subject in eval mode, on the CPU, whose outputs are of types that torch alone knows; `net` stays as it is.
+
+    Inputs of a precision that the network has nowhere are cast to its own.
+    """
     if not isinstance(net, nn.Module):
         raise AdjoinedError(f"export takes a network, not a {type(net).__name__}; twin.small() returns one")
     net = _plain(copy.deepcopy(net)) if isinstance(net, Network) else copy.deepcopy(net)
     args, kwargs = normalise_example(example)
     if isinstance(net, Network):  # in the order in which it takes them
         kwargs = {n: kwargs[n] for n in net.program.signature.names if n in kwargs}
-    return Subject(net.cpu().eval().float(), (args, kwargs), **rest)
+    net = net.cpu().eval()
+    kinds = {p.dtype for p in net.parameters() if p.is_floating_point()}
+    if kinds:
+        own = next(p.dtype for p in net.parameters() if p.is_floating_point())
+        tensors = {k: v for k, v in rest.items() if isinstance(v, Tensor) and k != "labels"}
+        (args, kwargs), tensors = pytree.tree_map(lambda t: _cast(t, kinds, own), ((args, kwargs), tensors))
+        rest |= tensors
+    return Subject(net, pytree.tree_map(_on_cpu, (args, kwargs)), **rest)
+
+
+class _Positional(nn.Module):
+    def __init__(self, net: nn.Module, example: tuple[tuple, dict[str, Any]]):
+        super().__init__()
+        self.net, self.example = net, example
+
+    def forward(self, *inputs: Tensor) -> Any:
+        args, kwargs = _place(self.example, inputs)
+        return self.net(*args, **kwargs)
+
+
+def _place(example: tuple[tuple, dict[str, Any]], inputs: Sequence[Tensor]) -> Any:
+    """The positional and keyword inputs of `example` with `inputs` in the place of its tensors."""
+    leaves, spec = pytree.tree_flatten(example)
+    given = iter(inputs)
+    return pytree.tree_unflatten([next(given) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
+
+
+def _cast(t: Any, kinds: set[torch.dtype], own: torch.dtype) -> Any:
+    return t.to(own) if isinstance(t, Tensor) and t.is_floating_point() and t.dtype not in kinds else t
+
+
+def _on_cpu(t: Any) -> Any:
+    return t.cpu() if isinstance(t, Tensor) else t
 
 
 def flat(out: Any) -> list[Tensor]:

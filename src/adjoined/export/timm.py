@@ -19,7 +19,7 @@ from adjoined.core.plan import Plan
 from adjoined.errors import AdjoinedError
 from adjoined.export.runner import Runner
 from adjoined.export.subject import Architecture, Subject, flat
-from adjoined.network.program import Network
+from adjoined.network.modules import Network
 
 __all__ = ["open_timm", "timm_arguments", "write_timm"]
 

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -24,12 +25,13 @@ from adjoined.export.quantize import write_onnx_int8
 from adjoined.export.runner import Runner, time_in_turns
 from adjoined.export.subject import Architecture, Options, Subject, make_subject
 from adjoined.export.timm import open_timm, write_timm
-from adjoined.files import read_mapping
-from adjoined.network.program import Network
+from adjoined.files import modes_by_umask, read_mapping, write_aside
+from adjoined.network.modules import Network
 from adjoined.network.serialize import load, save
 
 __all__ = ["FORMATS", "Exported", "Format", "export", "missing_extra", "write_format"]
 
+TOLERANCE = {torch.float16: 2e-2, torch.bfloat16: 1e-1}
 FLOAT_TOLERANCE = 1e-4
 CHECK_BATCH = 16
 
@@ -38,7 +40,8 @@ CHECK_BATCH = 16
 class Format:
     """How one format is written and opened. file: its name; needs: modules, which the extra of that name brings.
 
-    exact: whether its answers must be PyTorch's to 1e-4 (relative).
+    exact: whether its answers must be PyTorch's to 1e-4 (relative; 2e-2 in float16, 1e-1 in bfloat16).
+    keeps_dtype: whether the file has the network's precision; others are in float32, and their facts say so.
     """
 
     file: str
@@ -47,6 +50,7 @@ class Format:
     needs: tuple[str, ...] = ()
     extra: str = ""
     exact: bool = True
+    keeps_dtype: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,16 +75,23 @@ def _write_safetensors(subject: Subject, path: Path) -> dict[str, Any]:
     if not isinstance(subject.net, Network):
         raise AdjoinedError("format safetensors is for what twin.small() returns; use pt2 or onnx")
     save(subject.net, path.parent)
-    return {"dynamic_batch": True}
+    return {"dynamic_batch": _fixed_batch(subject.net) is None}
 
 
 def _open_safetensors(path: Path, subject: Subject) -> Runner:
-    return Runner(partial(subject.call, load(path.parent)))
+    net = load(path.parent)
+    return Runner(partial(subject.call, net), _fixed_batch(net))
+
+
+def _fixed_batch(net: Network) -> int | None:
+    """The one batch that the network was captured for, where it does not follow it."""
+    firsts = [sizes[0] for sizes in net.program.signature.sizes if sizes]
+    return None if None in firsts or not firsts else firsts[0]
 
 
 FORMATS = {
-    "safetensors": Format("model.safetensors", _write_safetensors, _open_safetensors),
-    "pt2": Format("model.pt2", write_pt2, open_pt2),
+    "safetensors": Format("model.safetensors", _write_safetensors, _open_safetensors, keeps_dtype=True),
+    "pt2": Format("model.pt2", write_pt2, open_pt2, keeps_dtype=True),
     "onnx": Format("model.onnx", write_onnx, open_onnx, ("onnxscript", "onnxruntime"), "onnx"),
     "onnx-int8": Format(
         "model-int8.onnx", write_onnx_int8, open_onnx, ("onnxscript", "onnxruntime"), "onnx", exact=False
@@ -114,8 +125,9 @@ def export(
             (M, …) for int8. architecture, options: see `Subject`.
 
     Raises:
-        AdjoinedError: an unknown format, one whose package is missing or that cannot express the network, or a file
-            that does not answer as PyTorch does; that file is taken away, the others are written first.
+        AdjoinedError: an unknown format, one whose package is missing or that cannot express the network, one whose
+            exporter failed, or a file that does not answer as PyTorch does, or with NaN or infinity; that file is taken
+            away, the others are written first.
     """
     for name in formats:
         if name not in FORMATS:
@@ -140,6 +152,10 @@ def export(
         except AdjoinedError as error:
             refused.append(str(error))
             continue
+        except Exception as error:  # of an exporter or a runtime, of any kind
+            said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+            refused.append(f"{name}: its exporter or runtime failed ({type(error).__name__}: {said[:160]})")
+            continue
         _note(Path(folder) / "export.json", done[name])
     if refused:
         kept = f" (written: {', '.join(done)})" if done else ""
@@ -152,23 +168,26 @@ def _note(path: Path, made: Exported) -> None:
     known = read_mapping(path)["formats"] if path.is_file() else {}
     known[made.format] = asdict(made)
     data = {"torch": torch.__version__, "threads": torch.get_num_threads(), "formats": known}
-    path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    write_aside(path, lambda p: p.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8"))
 
 
 def write_format(name: str, subject: Subject, folder: Path) -> Exported:
     """One format: written aside, opened and held against PyTorch, then put in its place."""
     kind = FORMATS[name]
+    own, subject = subject.dtype, subject if kind.keeps_dtype else subject.in_float32()
     folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / f".{name}.part"
-    shutil.rmtree(aside, ignore_errors=True)
+    aside = folder / f".{name}.{secrets.token_hex(4)}.part"
     aside.mkdir()
     try:
-        facts = kind.write(subject, aside / kind.file)
+        facts = kind.write(subject, aside / kind.file) | {"dtype": str(subject.dtype).removeprefix("torch.")}
+        if subject.dtype != own:
+            facts["cast_from"] = str(own).removeprefix("torch.")
         runner = kind.open(aside / kind.file, subject)
-        difference, agreement, count = _compare(runner, subject)
-        if kind.exact and not difference <= FLOAT_TOLERANCE:
+        difference, agreement, count = _compare(name, runner, subject)
+        limit = TOLERANCE.get(subject.dtype, FLOAT_TOLERANCE)
+        if kind.exact and not difference <= limit:
             raise AdjoinedError(
-                f"{name}: the file's outputs differ from PyTorch's by {difference:.1e} (relative; {FLOAT_TOLERANCE:.0e} "
+                f"{name}: the file's outputs differ from PyTorch's by {difference:.1e} (relative; {limit:.0e} "
                 "is allowed), so it was not kept; use another format and report the model"
             )
         first = [t[:1].contiguous() for t in subject.inputs]
@@ -177,6 +196,7 @@ def write_format(name: str, subject: Subject, folder: Path) -> Exported:
             name
         ]
         size = sum(p.stat().st_size for p in aside.rglob("*") if p.is_file())
+        modes_by_umask(aside)
         for path in aside.iterdir():
             if (folder / path.name).is_dir():
                 shutil.rmtree(folder / path.name)
@@ -196,14 +216,22 @@ def missing_extra(what: str, needs: Sequence[str], extra: str) -> None:
             raise AdjoinedError(f"{what} needs {error.name or module}; install it with: {command}") from None
 
 
-def _compare(runner: Runner, subject: Subject) -> tuple[float, float | None, int]:
-    """Largest relative difference from PyTorch, agreement of the top-1 in percent, and how many inputs were asked."""
+def _compare(name: str, runner: Runner, subject: Subject) -> tuple[float, float | None, int]:
+    """Largest relative difference from PyTorch, agreement of the top-1 in percent, and how many inputs were asked.
+
+    Raises AdjoinedError for outputs that are NaN or infinite: nothing can be said of them.
+    """
     batches = _batches(subject, runner.batch)
     gap = scale = same = count = 0.0
     scores = True
     for inputs in batches:
         wanted = subject.call(subject.net, inputs)
         found = runner.run([t.contiguous() for t in inputs])
+        for who, tensors in (("PyTorch", wanted), ("its file", found)):
+            if not all(t.isfinite().all() for t in tensors if t.is_floating_point()):
+                raise AdjoinedError(
+                    f"{name}: {who} answers NaN or infinity, so the file was not kept; check the weights and the precision"
+                )
         for a, b in zip(found, wanted, strict=True):
             gap = max(gap, float((a.float() - b.float()).abs().max())) if b.is_floating_point() else gap
             scale = max(scale, float(b.abs().max())) if b.is_floating_point() else scale

@@ -2,15 +2,16 @@
 
 model.safetensors       the state dict, names as in the original
 constants.safetensors   tensors of the graphs that are in no state dict, if any
-program.json            the graphs, operator by operator, and how inputs and outputs are put together
+program.json            the graphs, operator by operator, the modules that they came from, and how inputs and outputs
+                        are put together
 plan.json               what was kept, if it is known
 
 A folder may come from anywhere: all of it is data, and is checked before anything is made of it.
 """
 
 import json
-import re
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,16 +22,17 @@ from torch import Tensor, fx, nn
 from adjoined.core.plan import Plan
 from adjoined.errors import AdjoinedError
 from adjoined.files import parsed, read_mapping, write_aside
+from adjoined.network.marks import STATE_NAME, Tree, read_tree
+from adjoined.network.modules import Network, find_change
 from adjoined.network.operators import Fault
-from adjoined.network.program import Network, Program, Signature
-from adjoined.network.written import read_graph, read_outputs, write_graph, write_outputs
+from adjoined.network.program import Program, Signature
+from adjoined.network.written import read_graph, read_outputs, read_sizes, write_graph, write_outputs
 
 __all__ = ["FORMAT", "load", "save"]
 
 FORMAT = 2
 MAX_BYTES = 256 * 2**20
 MODES = ("eval", "train")
-STATE_NAME = re.compile(r"(?!__)[\w\-/:+ ]{1,200}(\.(?!__)[\w\-/:+ ]{1,200}){0,63}")
 T = TypeVar("T")
 
 
@@ -38,12 +40,17 @@ def save(net: Network, folder: str | Path, plan: Plan | None = None) -> Path:
     """Write `net`, what `Adjoined.small()` returns, to `folder`; `load` gives the same outputs, bit for bit.
 
     Raises:
-        AdjoinedError: `net` is no network of ours, or calls what `load` would refuse.
+        AdjoinedError: `net` is no network of ours, calls what `load` would refuse, or has modules that were replaced by
+            others than a layer of the same kind: those are code, and a folder holds none.
         OSError: the folder cannot be written; files that were there stay as they were until each is complete.
     """
     if not isinstance(net, Network):
         raise AdjoinedError(
             f"save takes what twin.small() returns, not a {type(net).__name__}; call adjoined.save(twin.small(), folder)"
+        )
+    if change := find_change(net):
+        raise AdjoinedError(
+            f"the network cannot be saved: {change}; merge or undo it, or export the network as pt2 or onnx"
         )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -65,9 +72,11 @@ def save(net: Network, folder: str | Path, plan: Plan | None = None) -> Path:
             "frozen": [n for n, t in named.items() if isinstance(t, nn.Parameter) and not t.requires_grad],
             "parameters": [n for n, t in named.items() if isinstance(t, nn.Parameter)],
             "names": list(program.signature.names),
+            "sizes": [None if s is None else list(s) for s in program.signature.sizes],
             "output": write_outputs(program.signature.out_spec),
             "tensors": {mode: list(names) for mode, names in program.tensors.items()},
             "graphs": {mode: write_graph(getattr(program, mode).graph) for mode in MODES},
+            **({"tree": json.loads(json.dumps(asdict(program.tree)))} if program.tree else {}),
         }
         _read_program(data)
     except Fault as fault:
@@ -105,20 +114,21 @@ def load(folder: str | Path) -> Network:
             f"{folder} has format {str(made)[:20]}, this version reads up to {FORMAT}: upgrade adjoined"
         )
     try:
-        graphs, signature = _read_program(data)
+        graphs, signature, tree = _read_program(data)
         tensors = _read_tensors(folder, data)
         program = Program(
             fx.GraphModule(nn.Module(), graphs["eval"]),
             fx.GraphModule(nn.Module(), graphs["train"]),
             {mode: tuple(data["tensors"][mode]) for mode in MODES},
             signature,
+            tree,
         )
         program.move(torch.device("cpu"))
         plan = _read_plan(folder / "plan.json")
         try:
             return Network(program, tensors, data["state"], plan).eval()
         except (KeyError, TypeError, AttributeError) as error:
-            raise Fault(f"a tensor's name cannot be a module's attribute ({str(error)[:80]})") from None
+            raise Fault(f"a name cannot be a module's attribute ({str(error)[:80]})") from None
     except Fault as fault:
         said = " ".join(str(fault).split())
         raise AdjoinedError(
@@ -126,8 +136,8 @@ def load(folder: str | Path) -> Network:
         ) from None
 
 
-def _read_program(data: Mapping[str, Any]) -> tuple[dict[str, fx.Graph], Signature]:
-    """The graphs by mode and the signature, checked throughout. Raises Fault."""
+def _read_program(data: Mapping[str, Any]) -> tuple[dict[str, fx.Graph], Signature, Tree | None]:
+    """The graphs by mode, the signature, and the tree if there is one, checked throughout. Raises Fault."""
     if data.get("format") not in (1, FORMAT) or isinstance(data["format"], bool):
         raise Fault(f"its format is none of 1 to {FORMAT}")
     for key in ("state", "frozen", "parameters"):
@@ -140,7 +150,7 @@ def _read_program(data: Mapping[str, Any]) -> tuple[dict[str, fx.Graph], Signatu
         raise Fault("the names of the inputs are no identifiers")
     if len(set(names)) != len(names):
         raise Fault("two inputs have one name")
-    signature = Signature(tuple(names), read_outputs(data.get("output")))
+    signature = Signature(tuple(names), read_outputs(data.get("output")), read_sizes(data.get("sizes", [])))
     rows = _mapping(data, "graphs")
     graphs = {}
     for mode in MODES:
@@ -149,7 +159,10 @@ def _read_program(data: Mapping[str, Any]) -> tuple[dict[str, fx.Graph], Signatu
             graphs[mode] = read_graph(rows.get(mode), len(tensors[mode]), signature.out_spec.num_leaves)
         except Fault as fault:
             raise Fault(f"graph {mode}, {fault}") from None
-    return graphs, signature
+    tree = None
+    if "tree" in data and data["format"] == FORMAT:
+        tree = read_tree(data["tree"], {mode: len(rows[mode]) for mode in MODES})
+    return graphs, signature, tree
 
 
 def _mapping(data: Mapping[str, Any], key: str) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from adjoined.core.plan import Plan
 from adjoined.core.propagate import op_name
 from adjoined.core.slicing import Slicer, make_slicer
 from adjoined.errors import AdjoinedError, PlanError
-from adjoined.network.program import Network, Program, build_program
+from adjoined.network.modules import Network
+from adjoined.network.program import Program, build_program
 from adjoined.network.verify import check_equal
 
 __all__ = ["Adjoined", "Own", "changed_buffers"]
@@ -99,6 +100,7 @@ class Adjoined(nn.Module):
         self._whole_constants = dict(axes.capture.constants)
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        self._program.signature.flatten(args, kwargs)  # other sizes are refused before the large network runs
         if self._whole is not None and self.training:
             return self._related(self._whole, args, kwargs)
         return self.large(*args, **kwargs), self.small_forward(*args, **kwargs)
@@ -152,7 +154,7 @@ class Adjoined(nn.Module):
                     nn.Parameter(copy, source.requires_grad) if isinstance(source, nn.Parameter) else copy
                 )
             tensors[name] = copies[id(source)]
-        program = build_program(self.large, self.axes, self.axes.kept(self.plan))
+        program = build_program(self.large, self.axes, self.axes.kept(self.plan), tree=True)
         net = Network(program, tensors, self.large.state_dict(), self.plan)
         net.train(self.training)
         first = next(iter(tensors.values()))

@@ -17,9 +17,9 @@ from torch.utils import _pytree as pytree
 
 from adjoined.network.operators import Fault, check_call, find_operator, name_operator
 
-__all__ = ["read_graph", "read_outputs", "write_graph", "write_outputs"]
+__all__ = ["read_graph", "read_outputs", "read_sizes", "write_graph", "write_outputs"]
 
-MAX_NODES, MAX_DEPTH, MAX_OUTPUTS = 200_000, 16, 10_000
+MAX_NODES, MAX_DEPTH, MAX_OUTPUTS, MAX_DIMS = 200_000, 16, 10_000, 32
 TYPES = (torch.dtype, torch.layout, torch.memory_format)
 TORCH = {str(v).removeprefix("torch."): v for v in vars(torch).values() if isinstance(v, TYPES)}
 DEVICE = re.compile(r"(cpu|cuda|mps|xpu|hpu|xla|meta)(:\d{1,3})?")
@@ -155,6 +155,22 @@ def read_outputs(data: Any) -> pytree.TreeSpec:
     if spec.num_leaves > MAX_OUTPUTS:
         raise Fault(f"there are {spec.num_leaves} outputs; up to {MAX_OUTPUTS} are legal")
     return spec
+
+
+def read_sizes(data: Any) -> tuple[tuple[int | None, ...] | None, ...]:
+    """The sizes of the inputs. Raises Fault where `data` is no list of them, None for one that is free."""
+
+    def legal(n: Any) -> bool:
+        return n is None or (type(n) is int and 0 <= n < 2**62)
+
+    if not isinstance(data, list) or len(data) > MAX_OUTPUTS:
+        raise Fault(f"the sizes of the inputs are no list of up to {MAX_OUTPUTS}")
+    for sizes in data:
+        if sizes is not None and not (
+            isinstance(sizes, list) and len(sizes) <= MAX_DIMS and all(map(legal, sizes))
+        ):
+            raise Fault("the sizes of an input are no list of numbers")
+    return tuple(None if sizes is None else tuple(sizes) for sizes in data)
 
 
 def _skeleton(data: Any, depth: int = 0) -> Any:

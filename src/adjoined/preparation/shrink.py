@@ -14,7 +14,7 @@ from adjoined.core.axes import Axes, find_axes
 from adjoined.core.capture import Example, call_model, in_eval, normalise_example
 from adjoined.core.plan import SCOPES, Plan, Scope, limit_of
 from adjoined.errors import AdjoinedError, PlanError
-from adjoined.network.program import Network
+from adjoined.network.modules import Network
 from adjoined.network.twin import Adjoined
 from adjoined.preparation.compensation import RIDGE, Solved, compensate
 from adjoined.preparation.damage import measure_damage

@@ -12,7 +12,7 @@ import torch
 from adjoined.core.axes import Axes
 from adjoined.core.plan import Plan
 from adjoined.data import ImageData, InputSpec
-from adjoined.network.program import Network
+from adjoined.network.modules import Network
 from adjoined.network.serialize import load, save
 from adjoined.network.twin import Adjoined
 from adjoined.train.checkpoint import written_aside

@@ -11,7 +11,7 @@ from adjoined.data import ImageData, InputSpec, load_data
 from adjoined.errors import AdjoinedError
 from adjoined.files import read_mapping
 from adjoined.models.build import build_model
-from adjoined.network.program import Network
+from adjoined.network.modules import Network
 from adjoined.network.serialize import load
 from adjoined.train.config import CompressConfig, load_config
 

@@ -21,7 +21,7 @@ from torch import nn
 from adjoined.core.plan import Plan
 from adjoined.data import Batches, some_pictures
 from adjoined.errors import AdjoinedError
-from adjoined.network.program import Network
+from adjoined.network.modules import Network
 from adjoined.network.serialize import load
 from adjoined.preparation.shrink import (
     SAMPLES,

@@ -46,7 +46,10 @@ class Ref:
 
 @dataclass(frozen=True)
 class Step:
-    """One operator call: tensors as `Ref`s; `outs`: meta tensors like those it returned; the module and line that called it."""
+    """One operator call: tensors as `Ref`s; `outs`: meta tensors like those it returned; the module and line that called it.
+
+    `call`: which call of a module, an index of `Trace.calls`.
+    """
 
     target: Any
     args: tuple
@@ -56,11 +59,15 @@ class Step:
     grad: bool
     module: str
     trace: str
+    call: int
 
 
 @dataclass(frozen=True)
 class Trace:
-    """One run. `leaves`: the flat inputs, tensors on the meta device; `outputs`: the flat outputs, as `Ref`s or plain."""
+    """One run. `leaves`: the flat inputs, tensors on the meta device; `outputs`: the flat outputs, as `Ref`s or plain.
+
+    `calls`: the name of the module of each call, in order; the first is the model's own.
+    """
 
     steps: list[Step] = field(default_factory=list)
     stored: dict[str, Tensor] = field(default_factory=dict)
@@ -68,6 +75,7 @@ class Trace:
     leaves: list[Any] = field(default_factory=list)
     outputs: list[Any] = field(default_factory=list)
     out_spec: list[pytree.TreeSpec] = field(default_factory=list)
+    calls: list[str] = field(default_factory=lambda: [""])
 
 
 def record(model: nn.Module, given: tuple[tuple, dict], resize: Callable[[Tensor], Tensor]) -> Trace:
@@ -123,7 +131,7 @@ class _Recorder(_PreDispatchMode):
         self._dispatch_key = torch._C.DispatchKey.PreDispatch
         self.device, self.names = device, names
         self.trace = Trace()
-        self.modules = [""]
+        self.running = [0]  # the calls that are under way
         self.grad = True  # as the model set it
         # weak, because PyTorch copies what a factory made if others hold it, too
         self.refs = WeakTensorKeyDictionary()
@@ -145,13 +153,25 @@ class _Recorder(_PreDispatchMode):
 
     @contextlib.contextmanager
     def following(self) -> Iterator[None]:
-        """Know at any time which module of the model is running."""
+        """Know at any time which module of the model is running; one that returns its input is written down as an alias."""
+        calls, starts = self.trace.calls, [0]
 
         def enter(module: nn.Module, _: Any) -> None:
-            self.modules.append(self.names.get(module, self.modules[-1]))
+            if (name := self.names.get(module)) is None:  # made on the way
+                self.running.append(self.running[-1])
+            elif name or len(self.running) > 1:
+                self.running.append(len(calls))
+                calls.append(name)
+            else:
+                self.running.append(0)
+            starts.append(len(self.trace.steps))
 
-        def leave(*_: Any) -> None:
-            self.modules.pop()
+        def leave(module: nn.Module, given: Any, output: Any) -> Any:
+            idle = starts.pop() == len(self.trace.steps) and isinstance(output, Tensor)
+            if idle and torch.is_grad_enabled() and any(output is t for t in given):
+                output = torch.ops.aten.alias.default(output)
+            self.running.pop()
+            return output
 
         handles = (
             hooks.register_module_forward_pre_hook(enter),
@@ -215,7 +235,10 @@ class _Recorder(_PreDispatchMode):
         for i, o in enumerate(outs):
             if o is not None:
                 self.refs[o] = Ref("step", at, i if many else None)
-        self.trace.steps.append(Step(func, noted, named, values, many, self.grad, self.modules[-1], _place()))
+        call = self.running[-1]
+        self.trace.steps.append(
+            Step(func, noted, named, values, many, self.grad, self.trace.calls[call], _place(), call)
+        )
         return type(out)(outs) if many else outs[0]
 
     @staticmethod

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from adjoined.core.graph import Graph, Stored
+from adjoined.core.graph import Graph, Pass, Stored
 from adjoined.core.tracer.record import Ref, Refused, Step, Trace, record
 
 __all__ = ["record_graph"]
@@ -49,6 +49,9 @@ class _Builder:
         self.sizes: dict[int, fx.Node] = {}  # n → n times the batch
         self.detached: dict[Ref, fx.Node] = {}
         self.learned: set[Ref] = set()  # parameters, and what is made of them with gradients
+        self.call = 0  # of the step that is being written
+        self.passed: dict[Ref, int] = {}
+        self.passes: list[tuple[int, fx.Node | int, fx.Node]] = []
 
     def build(self) -> Graph:
         large, small = self.large, self.small
@@ -66,9 +69,20 @@ class _Builder:
         if large.out_spec != small.out_spec:
             _refuse("other outputs with another batch")
         outputs = self._both(tuple(large.outputs), tuple(small.outputs), True)
-        self.graph.output(tuple(outputs))
+        self._through(self.graph.output(tuple(outputs)), tuple(large.outputs))
+        order = list(self.graph.nodes)
         self.graph.eliminate_dead_code()
-        return Graph(self.graph, self.stored, tuple(self.inputs), large.out_spec[0], constants)
+        alive, last, before = set(self.graph.nodes), {}, order[0]
+        for node in order:  # the node before, where one was dead
+            before = node if node in alive else before
+            last[node] = before
+        passes = tuple(
+            Pass(call, source if isinstance(source, int) else source.name, last[after].name)
+            for call, source, after in self.passes
+        )
+        inputs = tuple(self.inputs)
+        calls = tuple(large.calls)
+        return Graph(self.graph, self.stored, inputs, large.out_spec[0], constants, calls, passes)
 
     def _placeholders(self) -> dict[str, Tensor]:
         """Stored tensors, constants and inputs, in this order; returns the constants."""
@@ -108,6 +122,7 @@ class _Builder:
         return node
 
     def _step(self, at: int, step: Step, other: Step) -> None:
+        self.call = step.call
         args = self._both(step.args, other.args, step.grad)
         kwargs = {k: self._both(v, other.kwargs.get(k), step.grad) for k, v in step.kwargs.items()}
         for out, small in zip(step.outs, other.outs, strict=True):
@@ -115,8 +130,13 @@ class _Builder:
         leaves = pytree.tree_leaves((step.args, dict(step.kwargs)), is_leaf=lambda a: isinstance(a, Ref))
         if step.grad and any(isinstance(a, Ref) and a in self.learned for a in leaves):
             self.learned |= {Ref("step", at, i if step.many else None) for i in range(len(step.outs))}
-        if step.target is torch.ops.aten.alias.default:  # of a slice that takes all
+        if (
+            step.target is torch.ops.aten.alias.default
+        ):  # of a slice that takes all, or of a module that does nothing
             self.nodes[Ref("step", at)] = args[0]
+            self.passed[Ref("step", at)] = len(self.passes)
+            source = self.passed[step.args[0]] if step.args[0] in self.passed else args[0]
+            self.passes.append((step.call, source, next(reversed(self.graph.nodes))))
             return
         node = self._call(step.target, args, kwargs, step.outs if step.many else step.outs[0], step)
         if not step.many:
@@ -131,7 +151,16 @@ class _Builder:
         if step is not None:
             node.meta["nn_module_stack"] = {step.module: (step.module, None)}
             node.stack_trace = step.trace
+            if target is not operator.getitem:
+                self._through(node, (step.args, dict(step.kwargs)))
+        node.meta["call"] = self.call
         return node
+
+    def _through(self, node: fx.Node, refs: Any) -> None:
+        """Note which arguments of `node` are read behind a module that returned its input."""
+        found = [(i, self.passed[r]) for i, r in enumerate(pytree.tree_leaves(refs)) if r in self.passed]
+        if found:
+            node.meta["through"] = tuple(found)
 
     def _both(self, large: Any, small: Any, grad: bool) -> Any:
         """An argument of both runs → that of the graph."""

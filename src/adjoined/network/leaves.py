@@ -1,0 +1,224 @@
+"""Layers of torch.nn by the operator that they are: one table, read to make a layer from a call of the graph."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+__all__ = ["leaf_of"]
+
+Arguments = dict[str, Any]
+Stored = Mapping[fx.Node, Tensor]
+CONVOLUTIONS = {"conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "conv3d": nn.Conv3d}
+BATCH_NORMS = {"BatchNorm1d": nn.BatchNorm1d, "BatchNorm2d": nn.BatchNorm2d, "BatchNorm3d": nn.BatchNorm3d}
+
+
+def leaf_of(
+    nodes: Sequence[fx.Node], stored: Stored, kind: str, training: bool
+) -> tuple[nn.Module, fx.Node, dict[str, fx.Node]] | None:
+    """The layer that does what `nodes`, one call of a module, do; the value that it reads and its tensors' nodes.
+
+    Args:
+        stored: the nodes that are stored tensors. kind: the module's own class, which tells batch norms apart.
+
+    Returns:
+        None where no layer of the table does exactly that. The layer's tensors are on the meta device.
+    """
+    if nodes and kind in BATCH_NORMS:
+        return _batch_norm(nodes, stored, kind, training)
+    if len(nodes) != 1 or not isinstance(nodes[0].target, torch._ops.OpOverload):
+        return None
+    node, schema = nodes[0], nodes[0].target._schema
+    given = _bind(node)
+    name = schema.name.split("::")[1]
+    make = LAYERS.get(name) or LAYERS.get(name.removesuffix("_"))
+    if make is None:
+        return None
+    given["inplace"], given["training"] = {"inplace": True} if name.endswith("_") else {}, training
+    try:
+        layer, tensors = make(given, stored)
+    except (_No, TypeError, ValueError, RuntimeError, OverflowError):  # of a file, sizes that no layer has
+        return None
+    found = {attr: given[argument] for attr, argument in tensors.items() if given[argument] is not None}
+    read = [n for n in node.all_input_nodes if n not in found.values()]
+    first = given.get("input", given.get("self", given.get("indices")))
+    if read != [first] or any(t not in stored for t in found.values()):
+        return None
+    shapes = {n: p.shape for n, p in layer.named_parameters()}
+    return (layer, read[0], found) if shapes == {n: stored[t].shape for n, t in found.items()} else None
+
+
+class _No(Exception):
+    """The call is not what a layer of torch.nn does."""
+
+
+def _bind(node: fx.Node) -> Arguments:
+    """The arguments of a call by name, defaults filled in."""
+    schema = node.target._schema.arguments  # type: ignore[union-attr]
+    given: Arguments = {a.name: a.default_value if a.has_default_value() else None for a in schema}
+    given |= dict(zip((a.name for a in schema), node.args, strict=False))
+    return given | dict(node.kwargs)
+
+
+def _need(legal: bool) -> None:
+    if not legal:
+        raise _No
+
+
+def _shape(node: Any, stored: Stored, ndim: int) -> torch.Size:
+    _need(isinstance(node, fx.Node) and node in stored and stored[node].ndim == ndim)
+    return stored[node].shape
+
+
+def _linear(given: Arguments, stored: Stored) -> tuple[nn.Module, dict[str, str]]:
+    rows, columns = _shape(given["weight"], stored, 2)
+    layer = nn.Linear(columns, rows, given["bias"] is not None, device="meta")
+    return layer, {"weight": "weight", "bias": "bias"}
+
+
+def _convolution(kind: type) -> Callable[[Arguments, Stored], tuple[nn.Module, dict[str, str]]]:
+    def make(given: Arguments, stored: Stored) -> tuple[nn.Module, dict[str, str]]:
+        dims = int(kind.__name__[4])
+        rows, columns, *kernel = _shape(given["weight"], stored, dims + 2)
+        groups, sizes = given["groups"], [_sizes(given[n], dims) for n in ("stride", "dilation")]
+        padding = given["padding"] if isinstance(given["padding"], str) else _sizes(given["padding"], dims)
+        _need(isinstance(groups, int) and groups > 0 and rows % groups == 0 and min(*sizes[0], *sizes[1]) > 0)
+        _need(padding != "same" or set(sizes[0]) == {1})
+        layer = kind(
+            columns * groups, rows, tuple(kernel), sizes[0], padding, sizes[1], groups,
+            given["bias"] is not None, device="meta",
+        )  # fmt: skip
+        return layer, {"weight": "weight", "bias": "bias"}
+
+    return make
+
+
+def _sizes(value: Any, dims: int) -> tuple[int, ...]:
+    """One size for all dimensions, or one each."""
+    values = (value,) if isinstance(value, int) else tuple(value or ())
+    _need(len(values) in (1, dims) and all(isinstance(v, int) for v in values))
+    return values * dims if len(values) == 1 else values
+
+
+def _layer_norm(given: Arguments, stored: Stored) -> tuple[nn.Module, dict[str, str]]:
+    shape = _norm_shape(given)
+    layer = nn.LayerNorm(
+        shape, given["eps"], given["weight"] is not None, given["bias"] is not None, device="meta"
+    )
+    return layer, {"weight": "weight", "bias": "bias"}
+
+
+def _rms_norm(given: Arguments, stored: Stored) -> tuple[nn.Module, dict[str, str]]:
+    layer = nn.RMSNorm(_norm_shape(given), given["eps"], given["weight"] is not None, device="meta")
+    return layer, {"weight": "weight"}
+
+
+def _norm_shape(given: Arguments) -> list[int]:
+    shape = list(given["normalized_shape"])
+    _need(all(isinstance(n, int) and n >= 0 for n in shape))
+    _need(given["eps"] is None or isinstance(given["eps"], float))
+    return shape
+
+
+def _group_norm(given: Arguments, stored: Stored) -> tuple[nn.Module, dict[str, str]]:
+    (channels,) = _shape(given["weight"], stored, 1)
+    groups = given["num_groups"]
+    _need(isinstance(groups, int) and groups > 0 and channels % groups == 0 and given["bias"] is not None)
+    return nn.GroupNorm(groups, channels, given["eps"], device="meta"), {"weight": "weight", "bias": "bias"}
+
+
+def _embedding(given: Arguments, stored: Stored) -> tuple[nn.Module, dict[str, str]]:
+    rows, columns = _shape(given["weight"], stored, 2)
+    padding = None if given["padding_idx"] == -1 else given["padding_idx"]
+    _need(padding is None or (isinstance(padding, int) and 0 <= padding < rows))
+    layer = nn.Embedding(
+        rows, columns, padding, scale_grad_by_freq=bool(given["scale_grad_by_freq"]), sparse=bool(given["sparse"]), device="meta"
+    )  # fmt: skip
+    return layer, {"weight": "weight"}
+
+
+def _dropout(given: Arguments, stored: Stored) -> tuple[nn.Module, dict[str, str]]:
+    p = given["p"]
+    _need(isinstance(p, (int, float)) and 0 <= p <= 1 and (p == 0 or given["train"] is given["training"]))
+    return nn.Dropout(p), {}
+
+
+def _plain(kind: Callable[..., nn.Module], **names: str) -> Callable:
+    """A layer without tensors; `names`: argument of its constructor → argument of the operator, all of them."""
+
+    def make(given: Arguments, stored: Stored) -> tuple[nn.Module, dict[str, str]]:
+        rest = given.keys() - {*names.values(), "self", "input", "dtype", "inplace", "training"}
+        values = {n: given[argument] for n, argument in names.items()}
+        _need(not rest and given.get("dtype") is None and not any(map(_holds_node, values.values())))
+        return kind(**values, **given["inplace"]), {}
+
+    return make
+
+
+def _holds_node(value: Any) -> bool:
+    return isinstance(value, fx.Node) or (isinstance(value, (list, tuple)) and any(map(_holds_node, value)))
+
+
+def _elu(given: Arguments, stored: Stored) -> tuple[nn.Module, dict[str, str]]:
+    _need(given["scale"] == given["input_scale"] == 1 and isinstance(given["alpha"], (int, float)))
+    return nn.ELU(given["alpha"], **given["inplace"]), {}
+
+
+LAYERS: dict[str, Callable[[Arguments, Stored], tuple[nn.Module, dict[str, str]]]] = {
+    "linear": _linear,
+    **{name: _convolution(kind) for name, kind in CONVOLUTIONS.items()},
+    "layer_norm": _layer_norm,
+    "rms_norm": _rms_norm,
+    "group_norm": _group_norm,
+    "embedding": _embedding,
+    "dropout": _dropout,
+    "alias": _plain(nn.Identity),
+    "gelu": _plain(nn.GELU, approximate="approximate"),
+    "relu": _plain(nn.ReLU),
+    "relu6": _plain(nn.ReLU6),
+    "silu": _plain(nn.SiLU),
+    "mish": _plain(nn.Mish),
+    "sigmoid": _plain(nn.Sigmoid),
+    "tanh": _plain(nn.Tanh),
+    "hardswish": _plain(nn.Hardswish),
+    "hardsigmoid": _plain(nn.Hardsigmoid),
+    "leaky_relu": _plain(nn.LeakyReLU, negative_slope="negative_slope"),
+    "elu": _elu,
+    "softplus": _plain(nn.Softplus, beta="beta", threshold="threshold"),
+    "softmax": _plain(nn.Softmax, dim="dim"),
+    "log_softmax": _plain(nn.LogSoftmax, dim="dim"),
+    "flatten": _plain(nn.Flatten, start_dim="start_dim", end_dim="end_dim"),
+    "adaptive_avg_pool2d": _plain(nn.AdaptiveAvgPool2d, output_size="output_size"),
+    "avg_pool2d": _plain(
+        nn.AvgPool2d, kernel_size="kernel_size", stride="stride", padding="padding", ceil_mode="ceil_mode",
+        count_include_pad="count_include_pad", divisor_override="divisor_override",
+    ),
+    "max_pool2d": _plain(
+        nn.MaxPool2d, kernel_size="kernel_size", stride="stride", padding="padding", dilation="dilation", ceil_mode="ceil_mode",
+    ),
+}  # fmt: skip
+STATE = ("weight", "bias", "running_mean", "running_var")
+
+
+def _batch_norm(
+    nodes: Sequence[fx.Node], stored: Stored, kind: str, training: bool
+) -> tuple[nn.Module, fx.Node, dict[str, fx.Node]] | None:
+    """In train mode it counts its batches first."""
+    *count, node = nodes
+    if getattr(node.target, "_opname", "") != "batch_norm" or len(count) > 1:
+        return None
+    given = _bind(node)
+    x, mean, momentum = given["input"], given["running_mean"], given["momentum"]
+    tensors = {n: given[n] for n in STATE if given[n] is not None}
+    affine = given["weight"] is not None
+    whole = {*tensors} == ({*STATE} if affine else {"running_mean", "running_var"})
+    if not whole or any(t not in stored for t in tensors.values()) or x in stored or bool(count) != training:
+        return None
+    if given["training"] is not training or not isinstance(momentum, float):
+        return None
+    for add in count:
+        if getattr(add.target, "_opname", "") != "add_" or add.args[1:] != (1,) or add.users:
+            return None
+        tensors["num_batches_tracked"] = add.args[0]
+    return BATCH_NORMS[kind](len(stored[mean]), given["eps"], momentum, affine, device="meta"), x, tensors
