@@ -3,7 +3,15 @@
 from adjoined.data.augment import AUGMENTATIONS
 from adjoined.data.images import ImageData, Images
 from adjoined.data.inputs import InputSpec, input_spec
-from adjoined.data.loader import Batches, Cache, batches, check_bad, make_batches, some_pictures
+from adjoined.data.loader import (
+    Batches,
+    Cache,
+    batches,
+    check_bad,
+    make_batches,
+    picture_batches,
+    some_pictures,
+)
 from adjoined.data.sources import load_data
 
 __all__ = [
@@ -18,5 +26,6 @@ __all__ = [
     "input_spec",
     "load_data",
     "make_batches",
+    "picture_batches",
     "some_pictures",
 ]

@@ -21,7 +21,7 @@ from adjoined.data.inputs import InputSpec, PictureTransform, eval_transform, no
 from adjoined.data.samplers import Cut, Local, Repeated, few_groups
 from adjoined.errors import DataError
 
-__all__ = ["Batches", "Cache", "batches", "check_bad", "make_batches", "some_pictures"]
+__all__ = ["Batches", "Cache", "batches", "check_bad", "make_batches", "picture_batches", "some_pictures"]
 
 Cache = Literal["auto", "device", "memory", "none"]
 
@@ -150,15 +150,24 @@ def some_pictures(images: Images, inputs: InputSpec, count: int) -> tuple[torch.
 
     Streamed pictures are drawn from a few groups alone.
     """
-    made, generator = (
-        make_batches(images, inputs, batch_size=1, cache="none"),
-        torch.Generator().manual_seed(0),
-    )
+    made = make_batches(images, inputs, batch_size=1, cache="none")
+    return _Rows(made, None, 0).__getitems__(sorted(_drawn(images, count)))
+
+
+def picture_batches(images: Images, inputs: InputSpec, count: int, size: int) -> Iterator[torch.Tensor]:
+    """The same pictures in batches of `size`, read as they are asked for; each batch is a random sample of the split."""
+    rows = _Rows(make_batches(images, inputs, batch_size=1, cache="none"), None, 0)
+    drawn = _drawn(images, count)
+    for start in range(0, len(drawn), size):
+        yield rows.__getitems__(sorted(drawn[start : start + size]))[0]
+
+
+def _drawn(images: Images, count: int) -> list[int]:
+    generator = torch.Generator().manual_seed(0)
     rows = torch.arange(len(images))
     if images.groups is not None:
         rows = few_groups(images.groups, count, generator)
-    order = rows[torch.randperm(len(rows), generator=generator)[:count]]
-    return _Rows(made, None, 0).__getitems__(sorted(order.tolist()))
+    return rows[torch.randperm(len(rows), generator=generator)[:count]].tolist()
 
 
 class _Loader(DataLoader):

@@ -1,9 +1,11 @@
 """A small network in minutes, without labels and without training: order, allocate, cut, compensate."""
 
 import copy
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -26,10 +28,11 @@ from adjoined.preparation.prepare import (
     calibration_batches,
     order_entries,
 )
+from adjoined.preparation.readers import find_readers
 from adjoined.preparation.statistics import token_mask
 
 __all__ = [
-    "SAMPLES",
+    "MOST",
     "SIZES",
     "Point",
     "Setup",
@@ -45,8 +48,8 @@ __all__ = [
     "tradeoff",
 ]
 
-# Calibration samples that are used, those of them that only measure, and the sizes of a trade-off curve.
-SAMPLES, HELD_OUT = 1024, 128
+# Tokens or pixels that a layer is solved on, bounds of the samples that this takes, and the sizes of a trade-off curve.
+ROWS, FEWEST, MOST = 65_536, 128, 4096
 SIZES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.25)
 Distance = Callable[[Any, Any], Tensor]
 Progress = Callable[[str, float], Any]
@@ -112,15 +115,16 @@ def shrink(
     order: Order = "obs",
     allocation: Allocation = "measured",
     distance: Distance | None = None,
-    samples: int = SAMPLES,
+    samples: int | None = None,
     progress: Progress = lambda stage, share: None,
 ) -> tuple[Network, ShrinkResult]:
     """Cut a trained network to a size and repair it in closed form; `model` stays as it is.
 
     Args:
-        batches: calibration inputs as the model's forward takes them, without labels; the first `samples` of them are
-            used. More are better: 256 pictures already do, 1,024 do clearly better. Tokens that an attention mask among
-            them drops do not count.
+        batches: calibration inputs as the model's forward takes them, without labels, in random order. Tokens that an
+            attention mask among them drops do not count.
+        samples: how many of them are used, the first ones; None: as many as hold 65,536 tokens, 128 to 4,096. Least
+            squares fits few samples too closely, and all of them are held in memory.
         alpha, macs, params, plan: the size, one of them, as in `Axes.plan`; without any, macs is 0.5.
         max_drop: in place of a size: the smallest network whose `metric` is at most this much below the large one's.
         metric: network → a number, higher is better, on held-out data.
@@ -171,7 +175,7 @@ def tradeoff(
     scope: Scope = "inner",
     order: Order = "obs",
     distance: Distance | None = None,
-    samples: int = SAMPLES,
+    samples: int | None = None,
     progress: Progress = lambda stage, share: None,
 ) -> Tradeoff:
     """How small can it get: the compensated network of each size, all from one measurement; `model` stays as it is.
@@ -220,21 +224,35 @@ def begin(
     scope: Scope,
     order: Order,
     distance: Distance | None,
-    samples: int,
+    samples: int | None,
     progress: Progress,
 ) -> Setup:
     """A copy of the model with its axes and calibration inputs."""
     device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-    _, chosen = calibration_batches(batches, device, samples)
-    solving, check = (chosen[:-1], chosen[-1:]) if len(chosen) > 3 else (chosen, chosen[:1])
     large = copy.deepcopy(model).eval()
-    example = pytree.tree_map(lambda t: t[:2] if isinstance(t, Tensor) and t.ndim else t, solving[0])
+    rest = iter(batches)
+    first = next(rest, None)
+    if first is None:
+        raise AdjoinedError("there are no calibration inputs; give at least one batch of inputs")
+    example = pytree.tree_map(lambda t: t[:2].to(device) if isinstance(t, Tensor) and t.ndim else t, first)
     axes = find_axes(large, example)  # of the copy
     if not [a for a in axes if a.pinned is None and a.role in SCOPES[scope]]:
         raise PlanError(
             "the network has no width that can be cut; print(adjoined.find_axes(model, x)) says why"
         )
+    _, chosen = calibration_batches(chain([first], rest), device, samples or _samples(axes))
+    solving, check = (chosen[:-1], chosen[-1:]) if len(chosen) > 3 else (chosen, chosen[:1])
     return Setup(large, axes, solving, check, distance or output_distance, what, progress)
+
+
+def _samples(axes: Axes) -> int:
+    """So many samples that a reader of theirs sums over `ROWS` tokens or pixels."""
+    readers, _ = find_readers(axes, [a for a in axes if a.pinned is None])
+    rows = [1]
+    for reader in readers:
+        shape = reader.x.meta["val"].shape
+        rows.append(math.prod(int(n) for n in shape) // int(shape[reader.channels]) // axes.capture.batch)
+    return min(max(ROWS // max(rows), FEWEST), MOST)
 
 
 def _in_order(setup: Setup, plans: Sequence[Plan], order: Order, scope: Scope) -> Setup:

@@ -19,12 +19,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from torch import nn
 
 from adjoined.core.plan import Plan
-from adjoined.data import Batches, some_pictures
+from adjoined.data import Batches, picture_batches
 from adjoined.errors import AdjoinedError
 from adjoined.network.modules import Network
 from adjoined.network.serialize import load
 from adjoined.preparation.shrink import (
-    SAMPLES,
+    MOST,
     SIZES,
     Point,
     Setup,
@@ -60,8 +60,9 @@ class ShrinkConfig:
     """What only a shrink run has; each field is a flag of `adjoined shrink`."""
 
     samples: Annotated[
-        int, "training pictures to solve on, without their labels; 256 do, 1,024 do better"
-    ] = SAMPLES
+        int | None,
+        "training pictures to solve on, without their labels; null: as many as hold 65,536 tokens, 128 to 4,096",
+    ] = None
     max_drop: Annotated[
         float | None, "in place of a size: the smallest network that loses at most so many points of top-1"
     ] = None
@@ -83,7 +84,7 @@ def shrink_run(
 
 
 def _checked(config: CompressConfig, options: ShrinkConfig) -> CompressConfig:
-    if options.samples < 1:
+    if options.samples is not None and options.samples < 1:
         raise AdjoinedError(f"--samples is {options.samples}; it must be at least 1")
     if options.max_drop is not None and not 0 <= options.max_drop <= 100:
         raise AdjoinedError(f"--max-drop is {options.max_drop}; it is a number of points of top-1, 0 to 100")
@@ -111,7 +112,7 @@ def _shrink(config: CompressConfig, options: ShrinkConfig, folder: Path, console
     with console.status("reading the data, capturing the network"):
         data, model, inputs = load_parts(config)
         train, validation = make_loaders(data, inputs, config)
-        images, _ = some_pictures(train.images, inputs, options.samples)
+        images = picture_batches(train.images, inputs, options.samples or MOST, 128)
     save_config(config, folder / "config.yaml")
     model = model.to(device).eval()
 
@@ -121,7 +122,7 @@ def _shrink(config: CompressConfig, options: ShrinkConfig, folder: Path, console
 
     with _bars(console) as progress:
         setup = begin(
-            model, images.split(128), _what(config), config.scope, config.order, None, len(images), progress
+            model, images, _what(config), config.scope, config.order, None, options.samples, progress
         )
         net, result, setup = _sized(setup, config, options, accuracy)
         points = list(curve(setup, SIZES, accuracy)) if options.curve else []
