@@ -1,6 +1,7 @@
 """Order, damage, path and trade-off of shrinking without training, against independent references."""
 
 import itertools
+from collections import UserDict
 
 import pytest
 import timm
@@ -238,3 +239,31 @@ def test_ordering_by_obs_changes_no_output():
     axes = adjoined.find_axes(model, x[:2])
     order_axes(model, axes, obs_scores(model, axes, [x]))
     torch.testing.assert_close(model(x), before, rtol=1e-4, atol=1e-4)
+
+
+class Keywords(nn.Module):
+    """Takes its inputs by name, as networks of transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.a, self.b = nn.Embedding(11, 8), nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, input_ids=None, attention_mask=None):
+        x = self.embed(input_ids)
+        return {"tokens": x + self.b(torch.relu(self.a(x)))}
+
+
+def test_batches_of_a_tokenizer_and_padding_that_does_not_count():
+    """A BatchEncoding is a mapping that is no dict; what the mask drops has no say, whatever it holds."""
+    torch.manual_seed(0)
+    model = Keywords().eval()
+    ids, mask = torch.randint(0, 10, (64, 6)), torch.arange(6)[None] < torch.randint(2, 7, (64, 1))
+    results = []
+    for padding in (10, 3):
+        batch = UserDict(input_ids=torch.where(mask, ids, padding), attention_mask=mask.long())
+        net, result = adjoined.shrink(model, [batch], macs=0.5)
+        results.append((dict(net.named_parameters()), result))
+    first, second = results
+    assert first[1].plan == second[1].plan
+    for name, value in first[0].items():
+        torch.testing.assert_close(value, second[0][name], rtol=1e-5, atol=1e-6)

@@ -38,6 +38,7 @@ __all__ = [
     "allocate_budgets",
     "calibration_batches",
     "order_entries",
+    "plain_example",
     "prepare",
 ]
 
@@ -209,8 +210,8 @@ def calibration_batches(
     """
     chosen: list[Any] = []
     left = samples
-    for batch in batches:
-        normalise_example(batch)
+    for given in batches:
+        batch = plain_example(given)
         size = _size(batch)
         if not size:
             raise AdjoinedError("a calibration batch holds no samples; give tensors with the batch first")
@@ -227,6 +228,12 @@ def calibration_batches(
         *chosen,
     )
     return list(_split(joined, STATISTICS_BATCH)), list(_split(joined, MEASURING_BATCH))
+
+
+def plain_example(example: Example) -> Any:
+    """A tensor, tuple or dict, for what a tokenizer or processor gives (a mapping that pytree does not open)."""
+    args, kwargs = normalise_example(example)
+    return kwargs or (example if isinstance(example, Tensor) else args)
 
 
 def _split(batch: Any, size: int) -> Iterator[Any]:

@@ -27,6 +27,7 @@ from adjoined.preparation.prepare import (
     allocate_budgets,
     calibration_batches,
     order_entries,
+    plain_example,
 )
 from adjoined.preparation.readers import find_readers
 from adjoined.preparation.statistics import token_mask
@@ -234,7 +235,9 @@ def begin(
     first = next(rest, None)
     if first is None:
         raise AdjoinedError("there are no calibration inputs; give at least one batch of inputs")
-    example = pytree.tree_map(lambda t: t[:2].to(device) if isinstance(t, Tensor) and t.ndim else t, first)
+    example = pytree.tree_map(
+        lambda t: t[:2].to(device) if isinstance(t, Tensor) and t.ndim else t, plain_example(first)
+    )
     axes = find_axes(large, example)  # of the copy
     if not [a for a in axes if a.pinned is None and a.role in SCOPES[scope]]:
         raise PlanError(
