@@ -5,7 +5,7 @@ import pytest
 
 from adjoined.errors import AdjoinedError
 from adjoined.train.checks import check_config
-from adjoined.train.config import FREE_ON_RESUME, CompressConfig, load_config, save_config
+from adjoined.train.config import FREE_ON_RESUME, GROUPS, CompressConfig, load_config, save_config
 
 
 def test_every_field_has_help():
@@ -94,3 +94,7 @@ def test_a_file_that_is_no_config_is_told(tmp_path, text, told):
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(AdjoinedError, match=told):
         load_config(tmp_path / "config.yaml")
+
+
+def test_every_field_is_in_one_group_of_the_help():
+    assert " ".join(GROUPS.values()).split() == [f.name for f in fields(CompressConfig)]

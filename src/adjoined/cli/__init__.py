@@ -27,11 +27,18 @@ COMMANDS = {
     "push": "upload what was exported of a run, with its model card, to the Hugging Face hub",
 }
 DESCRIPTION = "Compress a transformer by training it together with a smaller one cut out of it."
-EXAMPLES = """examples:
-  adjoined inspect vit_small_patch16_224
-  adjoined shrink vit_small_patch16_224 --pretrained --data path/to/images --macs 0.5 --out small
-  adjoined compress --model vit_small_patch16_224 --pretrained --data path/to/images --macs 0.5 --out run
-  adjoined export run --format onnx"""
+# Command → an example at the top of its --help.
+EXAMPLES = {
+    "inspect": "vit_small_patch16_224 --alpha 4",
+    "shrink": "vit_small_patch16_224 --pretrained --data path/to/images --macs 0.5 --out small",
+    "compress": "--model vit_small_patch16_224 --pretrained --data path/to/images --macs 0.5 --out run",
+    "search": "--model vit_small_patch16_224 --pretrained --data path/to/images --macs 0.5 --out run",
+    "evaluate": "run --data path/to/images",
+    "export": "run --format onnx",
+    "benchmark": "run --backends eager onnxruntime",
+    "report": "run other-run",
+    "push": "run --to user/name",
+}
 # Flags that take one value or several.
 LISTS = ("--alpha", "--macs", "--params", "--candidates")
 
@@ -72,8 +79,11 @@ def _answer(words: Sequence[str]) -> str | None:
     if words[:1] in (["--help"], ["-h"]):
         width = max(map(len, COMMANDS))
         rows = "\n".join(f"  {name.ljust(width)}  {text}" for name, text in COMMANDS.items())
+        first = "\n".join(
+            f"  adjoined {name} {EXAMPLES[name]}" for name in ("inspect", "shrink", "compress", "export")
+        )
         return (
-            f"usage: adjoined COMMAND ...\n\n{DESCRIPTION}\n\ncommands:\n{rows}\n\n{EXAMPLES}\n\n"
+            f"usage: adjoined COMMAND ...\n\n{DESCRIPTION}\n\ncommands:\n{rows}\n\nexamples:\n{first}\n\n"
             "adjoined COMMAND --help lists the flags of a command; --version prints the version, "
             "--debug shows the traceback of an error"
         )
@@ -101,7 +111,11 @@ def _run(words: Sequence[str]) -> int:
     name = words[0]
     module = importlib.import_module(f"adjoined.cli.{name}")
     parser = ArgumentParser(
-        prog=f"adjoined {name}", description=COMMANDS[name], exit_on_error=False, allow_abbrev=False
+        prog=f"adjoined {name}",
+        usage=f"adjoined {name} [flags]\n\nexample: adjoined {name} {EXAMPLES[name]}",
+        description=COMMANDS[name],
+        exit_on_error=False,
+        allow_abbrev=False,
     )
     parser.add_argument("--config", action="config", help="YAML file of flags; those given beside it win")
     module.add_flags(parser)

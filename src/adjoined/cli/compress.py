@@ -10,14 +10,14 @@ from rich.table import Table
 
 from adjoined.cli.flags import add_fields
 from adjoined.cli.report import report_after
-from adjoined.train.config import CompressConfig, load_config
+from adjoined.train.config import GROUPS, CompressConfig, load_config
 
 __all__ = ["add_flags", "run"]
 
 
 def add_flags(parser: ArgumentParser) -> None:
     """A flag for every field of `CompressConfig`."""
-    add_fields(parser, CompressConfig)
+    add_fields(parser, CompressConfig, groups=GROUPS)
 
 
 def run(given: dict[str, Any]) -> None:

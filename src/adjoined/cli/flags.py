@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from jsonargparse import ActionYesNo, ArgumentParser
 
@@ -37,11 +37,18 @@ def add_fields(
     config: type,
     names: Iterable[str] | None = None,
     defaults: Mapping[str, Any] | None = None,
+    groups: Mapping[str, str] | None = None,
 ) -> None:
     """A flag for each field (or those of `names`) of the dataclass `config`, annotated with its help.
 
-    `defaults`: those that differ here.
+    `defaults`: those that differ here. `groups`: title in --help → names of its fields.
     """
+    if groups is not None:
+        for title, members in groups.items():
+            chosen = [n for n in members.split() if names is None or n in set(names)]
+            if chosen:
+                add_fields(cast(ArgumentParser, parser.add_argument_group(title)), config, chosen, defaults)
+        return
     hints = get_type_hints(config, include_extras=True)
     for field in fields(config):
         if names is not None and field.name not in names:

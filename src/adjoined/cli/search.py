@@ -6,7 +6,7 @@ from jsonargparse import ArgumentParser
 
 from adjoined.cli import compress
 from adjoined.cli.flags import add_fields
-from adjoined.train.config import SEARCH_FLAGS, CompressConfig
+from adjoined.train.config import GROUPS, SEARCH_FLAGS, CompressConfig
 
 __all__ = ["add_flags", "run"]
 
@@ -18,7 +18,7 @@ def add_flags(parser: ArgumentParser) -> None:
     """The flags of compress that a search reads; --epochs are those of the search."""
     names = [name for name in CompressConfig.__dataclass_fields__ if name not in LEFT_OUT]
     assert set(names) >= SEARCH_FLAGS - LEFT_OUT
-    add_fields(parser, CompressConfig, names)
+    add_fields(parser, CompressConfig, names, groups=GROUPS)
 
 
 def run(given: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from adjoined.cli.flags import add_fields, add_json
 from adjoined.cli.report import report_after
-from adjoined.train.config import CompressConfig
+from adjoined.train.config import GROUPS, CompressConfig
 from adjoined.train.shrink import SHARED, ShrinkConfig, shrink_run
 
 __all__ = ["add_flags", "run"]
@@ -25,7 +25,7 @@ def add_flags(parser: ArgumentParser) -> None:
         default="digits_vit",
         help="a timm name, a local name (t2t_vit_14) or package.module:callable",
     )
-    add_fields(parser, CompressConfig, [name for name in SHARED if name != "model"], {"order": "obs"})
+    add_fields(parser, CompressConfig, SHARED[1:], {"order": "obs"}, GROUPS)
     add_fields(parser, ShrinkConfig)
     add_json(parser)
 

@@ -12,7 +12,7 @@ from adjoined.network.nested import Draw
 from adjoined.network.twin import Own
 from adjoined.train.checkpoint import written_aside
 
-__all__ = ["FREE_ON_RESUME", "SEARCH_FLAGS", "CompressConfig", "load_config", "save_config"]
+__all__ = ["FREE_ON_RESUME", "GROUPS", "SEARCH_FLAGS", "CompressConfig", "load_config", "save_config"]
 
 # What a resumed run may change: where and how fast it runs, never what it computes.
 FREE_ON_RESUME = frozenset(
@@ -42,6 +42,23 @@ SEARCH_FLAGS = frozenset(
     ).split()
     + ["subset_classes", "subset_images", "latency_backend"]
 )
+
+
+# Title in --help → fields, in the order of the record.
+GROUPS = {
+    "model": "model model_args img_size pretrained checkpoint",
+    "data": "data data_fingerprint augment repeats cache streaming workers",
+    "size of the small network": "alpha draw plan macs params allocation scope stream",
+    "search": "search search_only search_epochs search_steps candidates per gamma latency_ms latency_backend gate_lr noise "
+    "temperature freeze_gates subset_classes subset_images",
+    "length": "epochs base_epochs steps base_steps max_steps",
+    "optimisation": "batch_size lr base_lr schedule warmup_epochs opt weight_decay layer_decay accumulate clip_grad",
+    "preparation": "order rotate",
+    "loss": "loss detach_large small_ce kl_weight ramp relations own freeze_large label_smoothing",
+    "regularisation": "mixup cutmix erasing ema ema_warmup",
+    "runtime": "seed device precision shard compile compile_mode channels_last",
+    "folder, checkpoints, logging": "log_seconds track checkpoint_steps keep_checkpoints out resume",
+}
 
 
 @dataclass(frozen=True)
