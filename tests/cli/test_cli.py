@@ -139,7 +139,7 @@ def make_pictures(root, classes, broken):
 
 
 BAD = {
-    "no command": ([], "give a command: inspect, compress, search, evaluate"),
+    "no command": ([], "give a command: inspect, shrink, compress, search, evaluate"),
     "command": (["comprss"], f"unknown command 'comprss'; commands are {', '.join(COMMANDS)}; did you mean compress?"),
     "flag": (["compress", "--epohcs=3"], "unknown argument --epohcs; did you mean --epochs"),
     "flag of a list": (["compress", "--alpa=4"], "unknown argument --alpa; did you mean --alpha, --ramp"),
