@@ -1,6 +1,6 @@
 """From where pictures lie to normalised batches; thin over torchvision, timm.data and datasets."""
 
-from adjoined.data.augment import AUGMENTATIONS
+from adjoined.data.augment import AUGMENTATIONS, check_augment
 from adjoined.data.images import ImageData, Images
 from adjoined.data.inputs import InputSpec, input_spec
 from adjoined.data.loader import Batches, Cache, batches, check_bad, make_batches, some_pictures
@@ -14,6 +14,7 @@ __all__ = [
     "Images",
     "InputSpec",
     "batches",
+    "check_augment",
     "check_bad",
     "input_spec",
     "load_data",
