@@ -17,12 +17,13 @@ def parsed(path: Path, parse: Callable[[Path], T]) -> T:
     """`parse(path)`. Raises AdjoinedError when the file is missing or `parse` cannot make anything of it."""
     try:
         return parse(path)
+    except AdjoinedError:
+        raise
     except FileNotFoundError:
         raise AdjoinedError(f"{path} is missing; {path.parent} is not whole, copy it again") from None
     except Exception as error:
-        raise AdjoinedError(
-            f"{path} cannot be read, copy or make it again: {' '.join(str(error).split())[:120]}"
-        ) from error
+        told = " ".join(str(error).split())[:120] or type(error).__name__
+        raise AdjoinedError(f"{path} cannot be read, copy or make it again: {told}") from error
 
 
 def read_mapping(path: Path, parse: Callable[[str], Any] = json.loads) -> dict[str, Any]:

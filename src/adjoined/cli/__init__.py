@@ -91,12 +91,13 @@ def _search_here_last() -> None:
 def _run(words: Sequence[str]) -> int:
     from jsonargparse import ArgumentParser
 
-    from adjoined.cli.flags import explain, in_one_list, unknown_command, with_hyphens
+    from adjoined.cli.flags import check_words, explain, in_one_list, unknown_command, with_hyphens
 
     words = in_one_list(with_hyphens(words), LISTS)
     if not words or words[0] not in COMMANDS:
         raise AdjoinedError(unknown_command(words[:1], COMMANDS))
     name = words[0]
+    check_words(words)
     module = importlib.import_module(f"adjoined.cli.{name}")
     parser = ArgumentParser(
         prog=f"adjoined {name}", description=COMMANDS[name], exit_on_error=False, allow_abbrev=False
@@ -107,7 +108,9 @@ def _run(words: Sequence[str]) -> int:
         # Only the flags in the command: the library fills in the rest. Printing wants them all.
         everything = any(w.startswith("--print_config") for w in words)
         parsed = parser.parse_args(words[1:], defaults=everything)
-    except (ArgumentError, TypeError) as error:
+    except AdjoinedError:
+        raise
+    except Exception as error:  # ArgumentError, and what YAML and jsonargparse make of strange values
         raise AdjoinedError(explain(str(error), name, parser)) from error
     flags: dict[str, Any] = parsed.as_dict()
     flags.pop("config", None)

@@ -33,13 +33,12 @@ DOWNLOADS = "~/.cache/adjoined"
 def load(name: str, builder: str, *, by: str = "load_dataset", **options: Any) -> Any:
     """`datasets.load_dataset`, or its sister `by`, without progress bars, its many errors told in one line about `name`."""
     import datasets
-    from datasets.exceptions import DatasetsError
 
     shown = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
         return getattr(datasets, by)(builder, **options)
-    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+    except Exception as error:  # of datasets, of the hub, of pyarrow
         raise DataError(f"datasets cannot load {name}: {_line(error)}") from error
     finally:
         if shown:
@@ -123,6 +122,8 @@ def row_name(split: str, i: int) -> str:
 
 def _hugging_face(spec: str, name: str) -> ImageData:
     """`hf:NAME`: a repository of the Hugging Face hub, or a local clone of one."""
+    if not name.strip():
+        raise DataError(f"{spec} names no data set; write hf:NAME, such as hf:uoft-cs/cifar10")
     splits = load(spec, name)
     info = next(iter(splits.values())).info
     return from_datasets(spec, splits, stamp=[name, info.config_name, str(info.version)])

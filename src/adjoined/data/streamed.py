@@ -81,7 +81,7 @@ def load_streamed(spec: str) -> ImageData:
 def _files(spec: str) -> tuple[dict[str, list[str]], Any]:
     """Split → the parquet files that it lies in; what is known of their columns (`datasets.Features` or None)."""
     kind, colon, rest = spec.partition(":")
-    if kind == "hf":
+    if kind == "hf" and rest.strip():
         builder = hub.load(spec, rest, by="load_dataset_builder")
         files = {str(s): [str(f) for f in found] for s, found in (builder.config.data_files or {}).items()}
         other = [f for found in files.values() for f in found if not f.endswith(".parquet")]

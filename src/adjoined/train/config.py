@@ -290,7 +290,7 @@ def load_config(path: Path) -> CompressConfig:
     """Read what `save_config` wrote. Raises AdjoinedError for no such file, or an unknown field in it."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
         raise AdjoinedError(f"{path} is no config of a run: {str(error).splitlines()[0]}") from error
     names = [f.name for f in fields(CompressConfig)]
     strange = [k for k in values if k not in names] if isinstance(values, dict) else ["(no mapping)"]

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from adjoined.core.axes import find_axes
 from adjoined.data import some_pictures
 from adjoined.errors import AdjoinedError
-from adjoined.export.backends import installed_backends
+from adjoined.export.backends import check_backend, installed_backends
 from adjoined.export.benchmark import benchmark
 from adjoined.export.card import model_card
 from adjoined.export.subject import Architecture, Options
@@ -22,6 +23,7 @@ from adjoined.network.twin import Adjoined
 from adjoined.search.latency import processor_name
 from adjoined.train.checkpoint import written_aside
 from adjoined.train.finished import Finished, finished_run
+from adjoined.train.ranges import check_flag
 
 __all__ = ["benchmark_run", "export_run", "push_run"]
 
@@ -46,7 +48,9 @@ def export_run(
         max_drop, aggressive: of int8, see `Options`.
         licence: of the weights, for the model card.
     """
-    _at_least_1(images=images, calibrate=calibrate)
+    for name, value in (("images", images), ("calibrate", calibrate), ("max_drop", max_drop)):
+        check_flag(name, value)
+    check_licence(licence)
     run = finished_run(folder)
     found = run.pictures(data)
     held_out, labels = some_pictures(found.validation, run.spec, images)
@@ -97,7 +101,10 @@ def benchmark_run(
     base is the network as it was built, large its captured program at α = 1: the same work, so that their difference
     shows what capturing costs and how steady the clock is. backends: None for all that are installed, uncompiled.
     """
-    _at_least_1(rounds=rounds, threads=threads or 1, batch=min(batch))
+    for name, value in (("rounds", rounds), ("threads", threads), *(("batch", b) for b in batch)):
+        check_flag(name, value)
+    for name in backends or ():
+        check_backend(name)
     if threads is not None:
         torch.set_num_threads(threads)
     run = finished_run(folder)
@@ -130,6 +137,7 @@ def push_run(folder: Path | str, to: str, *, private: bool = False, licence: str
         hub.utils.validate_repo_id(to)
     except hub.errors.HFValidationError as error:
         raise AdjoinedError(f"--to {to!r} is no name on the hub, such as user/name: {error}") from error
+    check_licence(licence)
     run = finished_run(folder)
     if not (run.out / "export" / "export.json").exists():
         export_run(folder, ["safetensors"], licence=licence)
@@ -138,12 +146,16 @@ def push_run(folder: Path | str, to: str, *, private: bool = False, licence: str
     try:
         api.create_repo(to, private=private, exist_ok=True)
         return str(api.upload_folder(folder_path=str(run.out / "export"), repo_id=to))
-    except (hub.errors.HfHubHTTPError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise AdjoinedError(f"the hub did not take {to}: {reason}; log in with: hf auth login") from error
+    except Exception as error:  # of the hub, of the network below it, of a missing login
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise AdjoinedError(
+            f"the hub did not take {to}: {reason}; look after the network, and log in with: hf auth login"
+        ) from error
 
 
-def _at_least_1(**given: int) -> None:
-    for name, value in given.items():
-        if value < 1:
-            raise AdjoinedError(f"--{name} is {value}; it must be at least 1")
+def check_licence(licence: str) -> None:
+    """Raise AdjoinedError for what is no identifier of a licence: it becomes a line of the card's YAML."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,99}", licence):
+        raise AdjoinedError(
+            f"--license {licence!r:.60} is no identifier of a licence; give one as the hub spells it, such as apache-2.0"
+        )

@@ -31,7 +31,9 @@ class Range:
         if self.high == math.inf:
             return f"it must be {'above' if self.open_low else 'at least'} {self.low:,} and finite"
         if (self.low, self.high) == (0, 1) or self.open_high:
-            ends = f"{'(' if self.open_low else '['}{self.low:g}, {self.high:g}{')' if self.open_high else ']'}"
+            ends = (
+                f"{'(' if self.open_low else '['}{self.low:g}, {self.high:g}{')' if self.open_high else ']'}"
+            )
             return f"it must {'lie in' if self.open_low and self.open_high else 'be a share in'} {ends}"
         return f"it must be at least {self.low:,} and at most {self.high:,}"
 
@@ -129,7 +131,9 @@ def check_text(flag: str, value: str) -> None:
     if not value.strip():
         raise AdjoinedError(f"{flag} is empty; give it a value, or leave it out")
     if "\0" in value or not value.isprintable():
-        raise AdjoinedError(f"{flag} is {value!r:.60}, with characters that cannot be printed; leave them out")
+        raise AdjoinedError(
+            f"{flag} is {value!r:.60}, with characters that cannot be printed; leave them out"
+        )
 
 
 def _is_a(value: Any, kind: Any) -> bool:

@@ -43,6 +43,7 @@ from adjoined.train.folder import append_metrics, held, open_folder, rewrite_met
 from adjoined.train.loop import Phase, Row, Setting, fit
 from adjoined.train.order import put_in_order, share_out
 from adjoined.train.plans import SMALL, choose_plans, size_names, write_plans
+from adjoined.train.ranges import check_flag
 from adjoined.train.search import objective_of, run_search, search_facts, subset
 from adjoined.train.tasks import LabelTask, TwinTask
 from adjoined.train.tracking import check_trackers, tracked
@@ -161,6 +162,8 @@ def evaluate(
     `folder` is a RUN or its small/. The batch size is the run's unless given. Raises AdjoinedError when
     there is no finished run, DataError when the data's classes are not the network's.
     """
+    check_flag("batch_size", batch_size)
+    check_flag("workers", workers)
     run = finished_run(folder)
     found = run.pictures(data)
     _check_classes(found, run.inputs["classes"])
@@ -200,6 +203,10 @@ def load_parts(config: CompressConfig) -> tuple[ImageData, nn.Module, InputSpec]
         checkpoint=config.checkpoint,
         model_args=config.model_args,
     )
+    if not any(p.requires_grad for p in model.parameters()):
+        raise AdjoinedError(
+            f"{config.model} has no parameter that can be trained; unfreeze some (requires_grad)"
+        )
     inputs = input_spec(model, img_size=config.img_size, channels=config.model_args.get("in_chans"))
     check_outputs(model, torch.zeros(2, inputs.channels, *inputs.size), data.num_classes, config.model)
     return data, model, inputs
