@@ -157,7 +157,7 @@ BAD = {
     "model to inspect": (["inspect", "resnet05"], "unknown model 'resnet05'; did you mean resnet50"),
     "own model": (["inspect", "nowhere:build"], "no model at 'nowhere:build': No module named 'nowhere'"),
     "size": (["inspect", "convnext_atto", "--img-size=8"], "convnext_atto does not take pictures of 3×8×8: "),
-    "factor": (["compress", "TINY", "--alpha=0.5"], "factor of 0.5"),
+    "factor": (["compress", "TINY", "--alpha=0.5"], "--alpha is 0.5; it must be at least 1 and finite"),
     "two plans": (["compress", "--alpha=2", "--macs=0.5"], "--alpha 2.0 and --macs 0.5 say two things"),
     "no plan": (["compress", "TINY", "--alpha=null", "--plan=nowhere.json"], "no plan at 'nowhere.json'"),
     "data": (["compress", "--data=nowhere"], "no data at 'nowhere': DATA is digits, a folder"),

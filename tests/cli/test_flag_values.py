@@ -20,7 +20,7 @@ TINY = [
     "--workers=0",
     "--device=cpu",
 ]
-FAST = {"benchmark": ["--backends=[eager]", "--batch=[1]", "--rounds=1"], "push": ["--to=a/b"]}
+FAST = {"benchmark": ["--backends=eager", "--batch=1", "--rounds=1"], "push": ["--to=a/b"]}
 
 
 def flags_of(command):

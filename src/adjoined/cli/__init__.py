@@ -5,7 +5,6 @@ import importlib
 import os
 import sys
 import warnings
-from argparse import ArgumentError
 from collections.abc import Sequence
 from typing import Any
 

@@ -149,7 +149,7 @@ def push_run(folder: Path | str, to: str, *, private: bool = False, licence: str
     except Exception as error:  # of the hub, of the network below it, of a missing login
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise AdjoinedError(
-            f"the hub did not take {to}: {reason}; look after the network, and log in with: hf auth login"
+            f"the hub did not take {to}: {reason}; log in with: hf auth login"
         ) from error
 
 

@@ -92,7 +92,7 @@ FLAGS = {
     "workers": WORKERS,
     "images": Range(1, 10**9),
     "calibrate": Range(1, 10**9),
-    "max_drop": Range(0, 100),
+    "max_drop": Range(-1000, 1000),
     "batch": Range(1, 2**16),
     "rounds": Range(1, 10_000),
     "threads": Range(1, 1024),
