@@ -66,7 +66,12 @@ BROKEN = {
 # Of files that hold no JSON or YAML.
 BYTES = ("missing", "empty", "binary", "cut short", "a folder")
 # What no command but this one reads.
-ONE = {"metrics.jsonl": "report", "predictions.json": "report", "benchmark.json": "report", "plan.json": "report"}
+ONE = {
+    "metrics.jsonl": "report",
+    "predictions.json": "report",
+    "benchmark.json": "report",
+    "plan.json": "report",
+}
 ONE |= {f"export/{n}": "export" for n in ("export.json", "README.md", "inputs.json")}
 ONE |= {f"checkpoints/{n}.pt": "resume" for n in ("2-adjoined-00001", "best")}
 

@@ -16,6 +16,7 @@ from adjoined.network.serialize import load, save
 from adjoined.network.twin import Adjoined
 from adjoined.train.checkpoint import written_aside
 from adjoined.train.evaluate import judge
+from adjoined.train.folder import check_there
 from adjoined.train.phase import Setting
 from adjoined.train.plans import SMALL
 from adjoined.train.predictions import write_predictions
@@ -37,6 +38,8 @@ PREPARED = (
 def finish(twins: Mapping[str, Adjoined], setting: Setting, folder: Path, data: ImageData) -> dict[str, Any]:
     """Save each small network, evaluate it as it was saved, write RUN/result.json; the first is that of `small`."""
     device = setting.accelerator.device
+    if setting.accelerator.is_main_process:
+        check_there(folder)
     if setting.accelerator.is_main_process:
         for name, twin in twins.items():
             _save_small(twin, setting, folder / name, data)

@@ -148,9 +148,7 @@ def push_run(folder: Path | str, to: str, *, private: bool = False, licence: str
         return str(api.upload_folder(folder_path=str(run.out / "export"), repo_id=to))
     except Exception as error:  # of the hub, of the network below it, of a missing login
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise AdjoinedError(
-            f"the hub did not take {to}: {reason}; log in with: hf auth login"
-        ) from error
+        raise AdjoinedError(f"the hub did not take {to}: {reason}; log in with: hf auth login") from error
 
 
 def check_licence(licence: str) -> None:

@@ -3,10 +3,12 @@
 import math
 from dataclasses import dataclass, fields
 from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from adjoined.errors import AdjoinedError
-from adjoined.train.config import CompressConfig
+
+if TYPE_CHECKING:
+    from adjoined.train.config import CompressConfig
 
 __all__ = ["FLAGS", "RANGES", "Range", "check_flag", "check_ranges", "check_types"]
 
@@ -106,7 +108,7 @@ def check_flag(name: str, value: float | None, legal: Range | None = None) -> No
         raise AdjoinedError(f"--{name.replace('_', '-')} is {value}; {legal}")
 
 
-def check_ranges(config: CompressConfig) -> None:
+def check_ranges(config: "CompressConfig") -> None:
     """Raise AdjoinedError for the first field of the config whose number is out of its range."""
     for name, legal in RANGES.items():
         value = getattr(config, name)
@@ -115,10 +117,10 @@ def check_ranges(config: CompressConfig) -> None:
                 check_flag(name, one, legal)
 
 
-def check_types(config: CompressConfig) -> None:
+def check_types(config: "CompressConfig") -> None:
     """Raise AdjoinedError for the first field that is of another type than it is annotated with, or a text that is empty."""
-    hints = get_type_hints(CompressConfig)
-    for name in (f.name for f in fields(CompressConfig)):
+    hints = get_type_hints(type(config))
+    for name in (f.name for f in fields(config)):
         value, flag = getattr(config, name), f"--{name.replace('_', '-')}"
         if not _is_a(value, hints[name]):
             raise AdjoinedError(f"{flag} is {value!r:.60}; it takes {_words(hints[name])}")

@@ -28,7 +28,6 @@ from adjoined.core.axes import Axes, find_axes
 from adjoined.core.plan import Plan, limit_of
 from adjoined.data import Batches, ImageData, InputSpec, input_spec, load_data, make_batches
 from adjoined.errors import AdjoinedError, DataError
-from adjoined.files import read_mapping
 from adjoined.models.build import build_model, check_outputs, default_lr
 from adjoined.network.nested import Nested
 from adjoined.network.twin import Adjoined
@@ -38,10 +37,11 @@ from adjoined.train.config import CompressConfig, save_config
 from adjoined.train.devices import from_first, make_accelerator, pick_device
 from adjoined.train.evaluate import judge, top1
 from adjoined.train.finish import finish
-from adjoined.train.finished import finished_run
-from adjoined.train.folder import append_metrics, held, open_folder, rewrite_metrics
+from adjoined.train.finished import finished_run, read_result
+from adjoined.train.folder import append_metrics, check_free, held, open_folder, rewrite_metrics
 from adjoined.train.loop import Phase, Row, Setting, fit
 from adjoined.train.order import put_in_order, share_out
+from adjoined.train.phase import check_same_run
 from adjoined.train.plans import SMALL, choose_plans, size_names, write_plans
 from adjoined.train.ranges import check_flag
 from adjoined.train.search import objective_of, run_search, search_facts, subset
@@ -79,11 +79,19 @@ def compress(config: CompressConfig, *, console: Console | None = None) -> dict[
         )
     console = (console or Console()) if first else Console(quiet=True)
     folder, config = from_first(open_folder(config) if first else None, accelerator)
-    if config.resume and (folder / "result.json").exists():
-        return read_mapping(folder / "result.json") | {"out": str(folder)}
     with ExitStack() as until_done:
         if first:
             until_done.enter_context(held(folder))
+            if not config.resume:  # another process may have begun there since
+                check_free(folder)
+        if config.resume and (folder / "result.json").exists():
+            if all((folder / name).is_dir() for name in size_names(config)):
+                return read_result(folder)
+            if Checkpoints(folder / "checkpoints").latest() is None:
+                raise AdjoinedError(
+                    f"{folder} has lost {SMALL}/, and no checkpoint to make it from; train anew with another --out"
+                )
+            console.print(f"{folder} lacks a small network; making it from the last checkpoint")
         return from_first(_compress(config, folder, accelerator, console, until_done), accelerator)
 
 
@@ -96,6 +104,8 @@ def _compress(
         data, model, inputs = load_parts(config)
         axes = find_axes(model, torch.zeros(2, inputs.channels, *inputs.size))
         state = checkpoints.latest() if config.resume else None
+        if state is not None:
+            check_same_run(state, config)
         # Until the base is trained such a budget has a plan to order entries by, and no more.
         measures = config.measures and (state is None or state["phase"] == "base")
         plans, objective = [], None
