@@ -129,6 +129,8 @@ def _describe(error: Exception) -> tuple[str, int]:
             else ""
         )
         return f"{error.strerror or error}{place}{fix}", 2
+    if type(error).__name__ == "SafetensorError":
+        return f"the weights could not be written: {error}; free some space and run the command again", 2
     if type(error).__name__ == "OutOfMemoryError":
         return "the device is out of memory; lower --batch-size or --img-size", 2
     return f"fault in adjoined: {type(error).__name__}: {error}; --debug shows where", 1

@@ -91,6 +91,8 @@ def check_words(words: Sequence[str]) -> None:
 
 def _check_file(path: Path) -> None:
     """Raise AdjoinedError unless a config file is a mapping in YAML."""
+    if path == Path():
+        raise AdjoinedError("--config needs a file: --config RUN/config.yaml")
     if not path.is_file():
         raise AdjoinedError(f"--config: no file at {str(path)!r}")
     if path.stat().st_size > CONFIG_BYTES:

@@ -73,7 +73,7 @@ def load_streamed(spec: str) -> ImageData:
     image, label = hub.columns(spec, features)
     train, validation = (_split(spec, shards, s, image, label) for s, shards in scanned.items())
     _check_room(spec, train, scanned["train"])
-    classes = getattr(features[label], "names", None) or hub.numbers(train.labels)
+    classes = getattr(features[label], "names", None) or hub.numbers(spec, train)
     stamp = [(Path(f.url).name, f.size) for shards in scanned.values() for f in shards]
     return make_data(spec, train, validation, classes, stamp=stamp)
 

@@ -108,6 +108,11 @@ def load_weights(model: nn.Module, path: str) -> None:
     try:
         state = load_state_dict(str(file), use_ema=True, device="cpu", weights_only=True)
     except Exception as error:  # torch.load, safetensors and zip each have errors of their own
+        if "weights_only" in str(error):  # torch's advice is to allow it
+            raise AdjoinedError(
+                f"{path} is no checkpoint that can be read safely: it holds pickled objects, which run code when they are "
+                "loaded; save the state dict alone, by torch.save(model.state_dict(), FILE) or as safetensors"
+            ) from error
         raise AdjoinedError(f"{path} is no checkpoint that can be read safely: {_line(error)}") from error
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     state = convert(state, model) if convert else state

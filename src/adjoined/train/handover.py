@@ -18,11 +18,10 @@ from adjoined.export.benchmark import benchmark
 from adjoined.export.card import model_card
 from adjoined.export.subject import Architecture, Options
 from adjoined.export.write import Exported, export
-from adjoined.files import read_mapping
 from adjoined.network.twin import Adjoined
 from adjoined.search.latency import processor_name
 from adjoined.train.checkpoint import written_aside
-from adjoined.train.finished import Finished, finished_run
+from adjoined.train.finished import Finished, checked, finished_run
 from adjoined.train.ranges import check_flag
 
 __all__ = ["benchmark_run", "export_run", "push_run"]
@@ -81,7 +80,7 @@ def export_run(
 def write_card(run: Finished, *, licence: str = "unknown", name: str = "") -> Path:
     """RUN/export/README.md from what was exported so far."""
     path = run.out / "export" / "README.md"
-    formats = read_mapping(path.parent / "export.json")["formats"]
+    formats = checked(path.parent / "export.json", _check_formats)["formats"]
     path.write_text(model_card(run.result, run.inputs, formats, licence=licence, name=name), encoding="utf-8")
     return path
 
@@ -125,7 +124,7 @@ def benchmark_run(
         "macs": {"large": run.result["large"]["macs"], "small": run.result["small"]["macs"]},
         "rows": rows,
     }
-    with written_aside(run.out / "benchmark.json") as file:
+    with written_aside(run.out / "benchmark.json", "then run the command again") as file:
         file.write((json.dumps(data, indent=1) + "\n").encode())
     return data
 
@@ -149,6 +148,11 @@ def push_run(folder: Path | str, to: str, *, private: bool = False, licence: str
     except Exception as error:  # of the hub, of the network below it, of a missing login
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise AdjoinedError(f"the hub did not take {to}: {reason}; log in with: hf auth login") from error
+
+
+def _check_formats(noted: dict[str, Any]) -> None:
+    if not all(isinstance(made["file"], str) for made in noted["formats"].values()):
+        raise ValueError("a format without a file")
 
 
 def check_licence(licence: str) -> None:
