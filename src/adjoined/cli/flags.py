@@ -63,7 +63,11 @@ def add_switch(parser: ArgumentParser, flag: str, text: str, *, default: bool | 
 def add_run(parser: ArgumentParser) -> None:
     """The run that a command is about."""
     parser.add_argument(
-        "run", type=str | None, nargs="?", default=None, help="folder of the run; null: the last one"
+        "run",
+        type=str | None,
+        nargs="?",
+        default=None,
+        help="folder of the run, or RUN/small-4 or RUN/large in it; null: the last one",
     )
 
 

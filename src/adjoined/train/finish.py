@@ -2,12 +2,14 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
+from torch import nn
 
 from adjoined.core.axes import Axes
 from adjoined.core.plan import Plan
@@ -16,6 +18,7 @@ from adjoined.network.serialize import load, save
 from adjoined.network.twin import Adjoined
 from adjoined.train.checkpoint import written_aside
 from adjoined.train.evaluate import judge
+from adjoined.train.finished import LARGE, WEIGHTS
 from adjoined.train.folder import check_there
 from adjoined.train.phase import Setting
 from adjoined.train.plans import SMALL
@@ -40,7 +43,7 @@ def finish(twins: Mapping[str, Adjoined], setting: Setting, folder: Path, data: 
     device = setting.accelerator.device
     if setting.accelerator.is_main_process:
         check_there(folder)
-    if setting.accelerator.is_main_process:
+        _save_large(twins[SMALL].large, setting, folder / LARGE, data)
         for name, twin in twins.items():
             _save_small(twin, setting, folder / name, data)
     setting.accelerator.wait_for_everyone()
@@ -85,11 +88,27 @@ def _result(
     }
 
 
+def _save_large(large: nn.Module, setting: Setting, folder: Path, data: ImageData) -> None:
+    """RUN/large, whole or as it was: the state dict of the trained large network, under its own names."""
+    state = {name: t.detach().cpu().contiguous().clone() for name, t in large.state_dict().items()}
+
+    def write(aside: Path) -> None:
+        aside.mkdir(parents=True)
+        save_file(state, aside / WEIGHTS, metadata={"format": "pt"})
+
+    _put(write, setting, folder, data)
+
+
 def _save_small(twin: Adjoined, setting: Setting, folder: Path, data: ImageData) -> None:
     """RUN/small, whole or as it was."""
+    _put(lambda aside: save(twin.small().eval().cpu(), aside), setting, folder, data)
+
+
+def _put(write: Callable[[Path], object], setting: Setting, folder: Path, data: ImageData) -> None:
+    """What `write` makes of a folder, with inputs.json, in the place of `folder`."""
     aside = folder.with_name(f".{folder.name}")
     shutil.rmtree(aside, ignore_errors=True)
-    save(twin.small().eval().cpu(), aside)
+    write(aside)
     inputs = {"inputs": asdict(setting.train.inputs), "classes": list(data.classes)}
     (aside / "inputs.json").write_text(json.dumps(inputs, indent=1) + "\n", encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)

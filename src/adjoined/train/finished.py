@@ -1,22 +1,28 @@
 """A finished run as its files tell it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from adjoined.core.axes import find_axes
 from adjoined.data import ImageData, InputSpec, load_data
 from adjoined.errors import AdjoinedError
-from adjoined.files import read_mapping
+from adjoined.files import parsed, read_mapping
 from adjoined.models.build import build_model
 from adjoined.network.program import Network
 from adjoined.network.serialize import load
+from adjoined.network.twin import Adjoined
 from adjoined.train.config import CompressConfig, load_config
 
-__all__ = ["Finished", "checked", "finished_run", "read_result"]
+__all__ = ["LARGE", "WEIGHTS", "Finished", "checked", "finished_run", "read_result", "whole_network"]
+
+# Of the trained large network in RUN.
+LARGE, WEIGHTS = "large", "model.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,10 +87,34 @@ def finished_run(folder: Path | str) -> Finished:
         raise AdjoinedError(f"{run} is not finished; go on with: adjoined compress --resume --out {run}")
     inputs = checked(small / "inputs.json", _check_inputs)
     result = read_result(run)
+    if small.name == LARGE and not (small / "program.json").exists():
+        return _finished_large(run, small, inputs, result)
     net = load(small)
     if own := [row for row in result.get("sizes", ()) if row["folder"] == small.name]:
         result |= {"small": own[0], "plan": net.plan.note if net.plan else ""}
     return Finished(run, small, load_config(run / "config.yaml"), net, inputs, result)
+
+
+def _finished_large(run: Path, folder: Path, inputs: dict[str, Any], result: dict[str, Any]) -> Finished:
+    """The trained large network in the place of the small one."""
+    config = load_config(run / "config.yaml")
+    result |= {"small": result["large"], "plan": "the large network, whole"}
+    told = Finished(run, folder, config, None, inputs, result)  # pyright: ignore[reportArgumentType] — made below
+    model = told.large()
+    state = parsed(folder / WEIGHTS, load_file)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise AdjoinedError(
+            f"{folder / WEIGHTS} does not fit {config.model}: {str(error).splitlines()[-1].strip()}"
+        ) from error
+    return replace(told, net=whole_network(model, told.picture))
+
+
+def whole_network(model: nn.Module, picture: Tensor) -> Network:
+    """`model` as a network of ours, nothing cut."""
+    axes = find_axes(model, torch.cat([picture, picture]))
+    return Adjoined(model, axes.plan(alpha=1), axes=axes, check=False).small().eval()
 
 
 def read_result(run: Path) -> dict[str, Any]:

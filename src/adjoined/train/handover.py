@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from adjoined.core.axes import find_axes
 from adjoined.data import some_pictures
 from adjoined.errors import AdjoinedError
 from adjoined.export.backends import check_backend, installed_backends
@@ -18,10 +17,10 @@ from adjoined.export.benchmark import benchmark
 from adjoined.export.card import model_card
 from adjoined.export.subject import Architecture, Options
 from adjoined.export.write import Exported, export
-from adjoined.network.twin import Adjoined
 from adjoined.search.latency import processor_name
 from adjoined.train.checkpoint import written_aside
-from adjoined.train.finished import Finished, checked, finished_run
+from adjoined.train.finished import LARGE, Finished, checked, finished_run, whole_network
+from adjoined.train.plans import SMALL
 from adjoined.train.ranges import check_flag
 
 __all__ = ["benchmark_run", "export_run", "push_run"]
@@ -108,9 +107,11 @@ def benchmark_run(
         torch.set_num_threads(threads)
     run = finished_run(folder)
     base, picture = run.large(), run.picture
-    axes = find_axes(base, torch.cat([picture, picture]))
-    large = Adjoined(base, axes.plan(alpha=1), axes=axes, check=False).small()
-    networks = {"base": base, "large": large.eval(), "small": run.net}
+    networks: dict[str, Any] = {"base": base, "large": whole_network(base, picture)}
+    networks |= {"small": run.net} if run.small.name != LARGE else {}
+    if run.small.name == SMALL:  # the other sizes too, each by its name
+        others = [row["folder"] for row in run.result.get("sizes", ()) if row["folder"] != SMALL]
+        networks |= {name: finished_run(run.folder / name).net for name in others}
     networks = {name: net.to(device) for name, net in networks.items()}
     chosen = (
         list(backends) if backends else [b for b in installed_backends() if device == "cpu" or b == "eager"]

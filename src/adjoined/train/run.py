@@ -6,6 +6,7 @@ RUN/config.yaml     the flags, as `--config` reads them
     result.json     accuracies, parameters, multiply-adds
     checkpoints/    of the last epochs and of the best
     logs/           what trackers write
+    large/          the large network's weights (safetensors) under its own names, and inputs.json
     small/          the small network, as `adjoined.load` reads it, and inputs.json: what to feed it
     small-ALPHA/    of several factors those after the first; of several budgets small-BUDGET/
 """
@@ -35,7 +36,7 @@ from adjoined.train.checkpoint import Checkpoints
 from adjoined.train.checks import check_config
 from adjoined.train.config import CompressConfig, save_config
 from adjoined.train.devices import from_first, make_accelerator, pick_device
-from adjoined.train.evaluate import judge, top1
+from adjoined.train.evaluate import judge, measures
 from adjoined.train.finish import finish
 from adjoined.train.finished import finished_run, read_result
 from adjoined.train.folder import append_metrics, check_free, held, open_folder, rewrite_metrics
@@ -167,9 +168,9 @@ def evaluate(
     device: str = "auto",
     workers: int = 2,
 ) -> dict[str, Any]:
-    """Top-1 in percent of the small network of a run, alone, on held-out pictures of `data`; None: the run's.
+    """Top-1 in percent, and top-5 and loss of more than 10 classes, of a network of a run on held-out pictures of `data`.
 
-    `folder` is a RUN or its small/. The batch size is the run's unless given. Raises AdjoinedError when
+    `folder` is a RUN, whose small/ is meant, or its small/, small-4/ or large/. `data`: None is the run's. The batch size is the run's unless given. Raises AdjoinedError when
     there is no finished run, DataError when the data's classes are not the network's.
     """
     check_flag("batch_size", batch_size)
@@ -187,12 +188,13 @@ def evaluate(
         device=where,
     )
     net = run.net.to(where).eval()
-    score = top1({"small": net}, made, where)["small"]
+    found_by = measures(net, made, where, classes=found.num_classes)
     return {
-        "run": str(run.out),
+        "run": str(run.folder),
+        "network": run.small.name,
         "data": found.name,
         "pictures": len(made.images),
-        "top1": score,
+        **found_by,
         "params": sum(p.numel() for p in net.parameters()),
     }
 
