@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from adjoined.errors import AdjoinedError
 
-__all__ = ["parsed", "read_mapping", "write_aside"]
+__all__ = ["check_no_link", "parsed", "read_mapping", "write_aside"]
 
 T = TypeVar("T")
 
@@ -32,6 +32,14 @@ def read_mapping(path: Path, parse: Callable[[str], Any] = json.loads) -> dict[s
     if not isinstance(found, dict):
         raise AdjoinedError(f"{path} holds no mapping; {path.parent} is not whole, copy it again")
     return found
+
+
+def check_no_link(folder: Path) -> None:
+    """Raise AdjoinedError where a folder to write to is a link: what lies elsewhere is not changed by the way."""
+    if folder.is_symlink():
+        raise AdjoinedError(
+            f"{folder} is a link to another place; take it away, so that nothing there is changed"
+        )
 
 
 def write_aside(path: Path, write: Callable[[Path], Any]) -> None:

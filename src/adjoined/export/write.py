@@ -24,7 +24,7 @@ from adjoined.export.quantize import write_onnx_int8
 from adjoined.export.runner import Runner, time_in_turns
 from adjoined.export.subject import Architecture, Options, Subject, make_subject
 from adjoined.export.timm import open_timm, write_timm
-from adjoined.files import read_mapping
+from adjoined.files import read_mapping, write_aside
 from adjoined.network.program import Network
 from adjoined.network.serialize import load, save
 
@@ -154,7 +154,8 @@ def _note(path: Path, made: Exported) -> None:
         raise AdjoinedError(f"{path} lists no formats; take {path.parent} away and export again")
     known[made.format] = asdict(made)
     data = {"torch": torch.__version__, "threads": torch.get_num_threads(), "formats": known}
-    path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    text = json.dumps(data, indent=1) + "\n"
+    write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))
 
 
 def write_format(name: str, subject: Subject, folder: Path) -> Exported:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adjoined.errors import AdjoinedError
-from adjoined.files import write_aside
+from adjoined.files import check_no_link, write_aside
 from adjoined.report.read import Run, read_run
 
 __all__ = ["MISSING", "Run", "read_run", "write_report"]
@@ -33,10 +33,7 @@ def write_report(folders: Sequence[Path | str]) -> Path:
             warnings.warn(said_of_skipped(run), stacklevel=2)
     name = "comparison" if len(runs) > 1 else "report"
     page, pictures = runs[0].folder / f"{name}.html", runs[0].folder / name
-    if pictures.is_symlink():
-        raise AdjoinedError(
-            f"{pictures} is a link to another place; take it away, so that nothing there is changed"
-        )
+    check_no_link(pictures)
     text = page_of(runs)
     write_aside(page, lambda path: path.write_text(text, encoding="utf-8"))
     draw_pictures(runs, pictures)

@@ -3,7 +3,6 @@
 import importlib
 import json
 import re
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from adjoined.export.benchmark import benchmark
 from adjoined.export.card import model_card
 from adjoined.export.subject import Architecture, Options
 from adjoined.export.write import Exported, export
+from adjoined.files import check_no_link, write_aside
 from adjoined.search.latency import processor_name
 from adjoined.train.checkpoint import written_aside
 from adjoined.train.finished import LARGE, Finished, checked, finished_run, whole_network
@@ -50,6 +50,7 @@ def export_run(
         check_flag(name, value)
     check_licence(licence)
     run = finished_run(folder)
+    check_no_link(run.out / "export")
     found = run.pictures(data)
     held_out, labels = some_pictures(found.validation, run.spec, images)
     calibration = some_pictures(found.train, run.spec, calibrate)[0] if "onnx-int8" in formats else None
@@ -72,7 +73,8 @@ def export_run(
         )
     finally:  # also of those that were written before one was refused
         if (run.out / "export" / "export.json").exists():
-            shutil.copyfile(run.small / "inputs.json", run.out / "export" / "inputs.json")
+            inputs = run.small / "inputs.json"
+            write_aside(run.out / "export" / inputs.name, lambda path: path.write_bytes(inputs.read_bytes()))
             write_card(run, licence=licence)
 
 
@@ -80,7 +82,8 @@ def write_card(run: Finished, *, licence: str = "unknown", name: str = "") -> Pa
     """RUN/export/README.md from what was exported so far."""
     path = run.out / "export" / "README.md"
     formats = checked(path.parent / "export.json", _check_formats)["formats"]
-    path.write_text(model_card(run.result, run.inputs, formats, licence=licence, name=name), encoding="utf-8")
+    card = model_card(run.result, run.inputs, formats, licence=licence, name=name)
+    write_aside(path, lambda aside: aside.write_text(card, encoding="utf-8"))
     return path
 
 
