@@ -67,9 +67,10 @@ def _accuracy(runs: Sequence[Run]) -> Figure:
             x, y = [f[what] / scale for f in found], [f["top1"] for f in found]
             ax.plot(x, y, ls="", marker=style.marker, ms=8, color=style.colour, label=name)
             if len(runs) > 1 and name == "small":
-                names = [_text(run.name) for run in runs for kind, _, _ in run.networks if kind == name]
-                for label, *at in zip(names, x, y, strict=True):
-                    ax.annotate(label, at, (0, 7), textcoords="offset points", ha="center", fontsize=7)
+                pairs = [(run.name, size) for run in runs for kind, size, _ in run.networks if kind == name]
+                for (run, size), *at in zip(pairs, x, y, strict=True):
+                    said = _text(run if size == name else f"{run}, {size}")
+                    ax.annotate(said, at, (0, 7), textcoords="offset points", ha="center", fontsize=7)
         ax.set(xlabel=label, xlim=(0, None))
         ax.grid(alpha=0.3)
     axes[0, 0].set_ylabel("top-1, %")
@@ -123,6 +124,7 @@ def _training(run: Run) -> Figure | None:
         for phase in run.phases[1:]:
             ax.axvline(phase.start + 0.5, color=GREY, lw=0.8, ls=":")
         ax.set_xlabel("epoch")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.grid(alpha=0.3)
     accuracy.set_ylabel("top-1, %")
     _legend(accuracy)
