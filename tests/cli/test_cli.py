@@ -277,3 +277,18 @@ def test_search_then_train_its_plan(capsys, tiny):
     assert (code, err.count("\n"), "two ways to weigh the cost" in err) == (2, 1, True)
     code, _, err = run(capsys, "search", *flags, "--macs=0.01", "--out=c")
     assert (code, err.count("\n"), "ask for that much" in err) == (2, 1, True)
+
+
+def test_every_size_and_the_large_network_are_named_at_the_end(capsys, tiny):
+    flags = [f for f in tiny if not f.startswith("--alpha")]
+    code, out, _ = run(capsys, "compress", *flags, "--alpha", "1", "2", "--out=a")
+    assert code == 0
+    for line in (
+        "adjoined.load('a/small')",
+        "adjoined.load('a/small-2')",
+        "adjoined export a/small-2",
+        "safetensors.torch.load_file('a/large/model.safetensors')",
+    ):
+        assert line in out
+    code, out, _ = run(capsys, "evaluate", "a/small-2", "--workers=0")
+    assert (code, "a: small-2 network on 360 pictures of digits" in out) == (0, True)
