@@ -51,6 +51,8 @@ from adjoined.train.tracking import check_trackers, tracked
 
 __all__ = ["compress", "evaluate", "load_parts", "make_accelerator", "make_loaders"]
 
+# Without these RUN/small is not whole.
+SAVED = ("inputs.json", "program.json", "model.safetensors")
 UNITS: tuple[tuple[Literal["params", "macs"], float], ...] = (("params", 1e6), ("macs", 1e9))
 
 
@@ -86,7 +88,7 @@ def compress(config: CompressConfig, *, console: Console | None = None) -> dict[
             if not config.resume:  # another process may have begun there since
                 check_free(folder)
         if config.resume and (folder / "result.json").exists():
-            if all((folder / name).is_dir() for name in size_names(config)):
+            if all((folder / name / file).is_file() for name in size_names(config) for file in SAVED):
                 return read_result(folder)
             if Checkpoints(folder / "checkpoints").latest() is None:
                 raise AdjoinedError(
