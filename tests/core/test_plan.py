@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adjoined import AdjoinedError, Plan
-from adjoined.core.plan import SCHEMA, candidates
+from adjoined.core.plan import SCHEMA, Width, candidates
 from zoo import specimen
 
 
@@ -146,3 +146,9 @@ def test_a_file_that_holds_no_plan(tmp_path):
 
 def test_candidates_are_the_factors_that_divide():
     assert candidates(6, (1, 2, 3, 4)) == (1, 2, 3)
+
+
+@pytest.mark.parametrize("kept", [1.5, True, "2", None])
+def test_counts_are_whole_numbers(kept):
+    with pytest.raises(AdjoinedError, match="both must be whole numbers"):
+        Plan((Width("a", "hidden", "b", 4, kept),))
