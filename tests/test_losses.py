@@ -272,3 +272,10 @@ def test_an_impossible_class_costs_nothing_and_has_a_gradient():
         )
         for gradient in torch.autograd.grad(parts["loss"], (large, small)):
             assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("wrong", [-0.5, float("nan")])
+def test_soft_labels_are_probabilities(wrong):
+    target = torch.tensor([[1.0, 0.0], [wrong, 1.0]])
+    with pytest.raises(AdjoinedError, match="class probabilities are at least 0"):
+        adjoined_loss(torch.zeros(2, 2), torch.zeros(2, 2), target, 0.5)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from adjoined.errors import AdjoinedError
 
-__all__ = ["modes_by_umask", "parsed", "read_mapping", "write_aside"]
+__all__ = ["check_no_link", "modes_by_umask", "parsed", "read_mapping", "write_aside"]
 
 T = TypeVar("T")
 
@@ -17,12 +17,13 @@ def parsed(path: Path, parse: Callable[[Path], T]) -> T:
     """`parse(path)`. Raises AdjoinedError when the file is missing or `parse` cannot make anything of it."""
     try:
         return parse(path)
+    except AdjoinedError:
+        raise
     except FileNotFoundError:
         raise AdjoinedError(f"{path} is missing; {path.parent} is not whole, copy it again") from None
     except Exception as error:
-        raise AdjoinedError(
-            f"{path} cannot be read, copy or make it again: {' '.join(str(error).split())[:120]}"
-        ) from error
+        told = " ".join(str(error).split())[:120] or type(error).__name__
+        raise AdjoinedError(f"{path} cannot be read, copy or make it again: {told}") from error
 
 
 def read_mapping(path: Path, parse: Callable[[str], Any] = json.loads) -> dict[str, Any]:
@@ -31,6 +32,14 @@ def read_mapping(path: Path, parse: Callable[[str], Any] = json.loads) -> dict[s
     if not isinstance(found, dict):
         raise AdjoinedError(f"{path} holds no mapping; {path.parent} is not whole, copy it again")
     return found
+
+
+def check_no_link(folder: Path) -> None:
+    """Raise AdjoinedError where a folder to write to is a link: what lies elsewhere is not changed by the way."""
+    if folder.is_symlink():
+        raise AdjoinedError(
+            f"{folder} is a link to another place; take it away, so that nothing there is changed"
+        )
 
 
 def write_aside(path: Path, write: Callable[[Path], Any]) -> None:

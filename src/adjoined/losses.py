@@ -285,6 +285,10 @@ def _check_target(logits: Tensor, target: Tensor, ignore_index: int) -> None:
             f"target of {kind} must have shape {tuple(legal)} for logits {tuple(logits.shape)}, "
             f"got {tuple(target.shape)}{hint}"
         )
+    if soft and target.device.type == "cpu" and not bool((target >= 0).all()):
+        raise AdjoinedError(
+            f"target holds the probability {float(target.min()):g}; class probabilities are at least 0 and no NaN"
+        )
     if not soft and target.device.type == "cpu":
         counted = target[target != ignore_index]
         low, high = (int(bound) for bound in counted.aminmax()) if counted.numel() else (0, 0)

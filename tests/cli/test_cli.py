@@ -157,7 +157,7 @@ BAD = {
     "model to inspect": (["inspect", "resnet05"], "unknown model 'resnet05'; did you mean resnet50"),
     "own model": (["inspect", "nowhere:build"], "no model at 'nowhere:build': No module named 'nowhere'"),
     "size": (["inspect", "convnext_atto", "--img-size=8"], "convnext_atto does not take pictures of 3×8×8: "),
-    "factor": (["compress", "TINY", "--alpha=0.5"], "factor of 0.5"),
+    "factor": (["compress", "TINY", "--alpha=0.5"], "--alpha is 0.5; it must be at least 1 and finite"),
     "two plans": (["compress", "--alpha=2", "--macs=0.5"], "--alpha 2.0 and --macs 0.5 say two things"),
     "no plan": (["compress", "TINY", "--alpha=null", "--plan=nowhere.json"], "no plan at 'nowhere.json'"),
     "data": (["compress", "--data=nowhere"], "no data at 'nowhere': DATA is digits, a folder"),
@@ -277,3 +277,18 @@ def test_search_then_train_its_plan(capsys, tiny):
     assert (code, err.count("\n"), "two ways to weigh the cost" in err) == (2, 1, True)
     code, _, err = run(capsys, "search", *flags, "--macs=0.01", "--out=c")
     assert (code, err.count("\n"), "ask for that much" in err) == (2, 1, True)
+
+
+def test_every_size_and_the_large_network_are_named_at_the_end(capsys, tiny):
+    flags = [f for f in tiny if not f.startswith("--alpha")]
+    code, out, _ = run(capsys, "compress", *flags, "--alpha", "1", "2", "--out=a")
+    assert code == 0
+    for line in (
+        "adjoined.load('a/small')",
+        "adjoined.load('a/small-2')",
+        "adjoined export a/small-2",
+        "safetensors.torch.load_file('a/large/model.safetensors')",
+    ):
+        assert line in out
+    code, out, _ = run(capsys, "evaluate", "a/small-2", "--workers=0")
+    assert (code, "a: small-2 network on 360 pictures of digits" in out) == (0, True)

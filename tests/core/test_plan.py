@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adjoined import AdjoinedError, Plan
-from adjoined.core.plan import SCHEMA
+from adjoined.core.plan import SCHEMA, Width
 from zoo import specimen
 
 
@@ -152,3 +152,9 @@ def test_the_start_of_a_name_stands_for_all_blocks_under_it(axes):
     assert [but_one[f"blocks.{i}.attn.heads"] for i in (0, 1)] == [2, 1]
     with pytest.raises(AdjoinedError, match="no block 'block' to cut; did you mean blocks"):
         axes.plan(alpha={"block": 2})
+
+
+@pytest.mark.parametrize("kept", [1.5, True, "2", None])
+def test_counts_are_whole_numbers(kept):
+    with pytest.raises(AdjoinedError, match="both must be whole numbers"):
+        Plan((Width("a", "hidden", "b", 4, kept),))

@@ -182,3 +182,10 @@ def test_checking_leaves_the_mode_alone():
     model = tiny().train()
     check_outputs(model, torch.zeros(2, 1, 16, 16), 10, "x")
     assert model.training
+
+
+def test_a_pickle_is_refused_without_advice_to_allow_it(tmp_path):
+    model = build_model("digits_vit")
+    torch.save(model, tmp_path / "whole.pth")
+    with pytest.raises(AdjoinedError, match=r"pickled objects, which run code .*save the state dict alone"):
+        build_model("digits_vit", checkpoint=str(tmp_path / "whole.pth"))

@@ -12,9 +12,9 @@ import adjoined
 from adjoined.core.slicing import entry_numbers
 from adjoined.errors import AdjoinedError, PlanError
 from adjoined.preparation.damage import Damage, measure_damage, resolve
+from adjoined.preparation.distance import output_distance
 from adjoined.preparation.importance import obs_scores, order_axes
 from adjoined.preparation.path import greedy_path, plan_on_path
-from adjoined.preparation.shrink import output_distance
 from adjoined.preparation.statistics import Moments
 
 SIZES = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 4, "num_classes": 7}

@@ -191,7 +191,8 @@ def test_several_runs(tmp_path):
     for folder, top1, kept in zip(folders, tops, ((1,), (2,), (2,)), strict=True):
         write_run(folder, top1=top1, kept=kept)
     path = write_report(folders)
-    assert path == tmp_path / "a" / "report.html"
+    assert path == tmp_path / "a" / "comparison.html"
+    assert not (tmp_path / "a" / "report.html").exists()
     assert not (tmp_path / "b" / "report.html").exists()
     page = path.read_text(encoding="utf-8")
     drawn = figures(page)

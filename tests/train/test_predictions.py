@@ -53,7 +53,7 @@ def test_many_classes_have_no_table():
 
     found = compare_answers({"large": scores, "small": scores}, made, 101, torch.device("cpu"))
     assert found["confusion"] == {}
-    assert {row["distance"] for row in found["pictures"]} == {0}
+    assert found["pictures"] == [], "both networks say the same of all"
 
 
 def test_a_run_writes_them(finished):

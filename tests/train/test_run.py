@@ -19,7 +19,7 @@ from adjoined.train.folder import latest_run
 from adjoined.train.run import compress, evaluate
 from killed import Killed
 
-FILES = [".lock", "checkpoints", "config.yaml", "metrics.jsonl", "plan.json"]
+FILES = [".lock", "checkpoints", "config.yaml", "large", "metrics.jsonl", "plan.json"]
 FILES += ["predictions.json", "result.json", "small"]
 ROOT = Path(__file__).parents[2]
 

@@ -5,7 +5,6 @@ import importlib
 import os
 import sys
 import warnings
-from argparse import ArgumentError
 from collections.abc import Sequence
 from typing import Any
 
@@ -103,12 +102,13 @@ def _search_here_last() -> None:
 def _run(words: Sequence[str]) -> int:
     from jsonargparse import ArgumentParser
 
-    from adjoined.cli.flags import explain, in_one_list, unknown_command, with_hyphens
+    from adjoined.cli.flags import check_words, explain, in_one_list, unknown_command, with_hyphens
 
     words = in_one_list(with_hyphens(words), LISTS)
     if not words or words[0] not in COMMANDS:
         raise AdjoinedError(unknown_command(words[:1], COMMANDS))
     name = words[0]
+    check_words(words)
     module = importlib.import_module(f"adjoined.cli.{name}")
     parser = ArgumentParser(
         prog=f"adjoined {name}",
@@ -123,7 +123,9 @@ def _run(words: Sequence[str]) -> int:
         # Only the flags in the command: the library fills in the rest. Printing wants them all.
         everything = any(w.startswith("--print_config") for w in words)
         parsed = parser.parse_args(words[1:], defaults=everything)
-    except (ArgumentError, TypeError) as error:
+    except AdjoinedError:
+        raise
+    except Exception as error:  # ArgumentError, and what YAML and jsonargparse make of strange values
         raise AdjoinedError(explain(str(error), name, parser)) from error
     flags: dict[str, Any] = parsed.as_dict()
     flags.pop("config", None)
@@ -143,6 +145,8 @@ def _describe(error: Exception) -> tuple[str, int]:
             else ""
         )
         return f"{error.strerror or error}{place}{fix}", 2
+    if type(error).__name__ == "SafetensorError":
+        return f"the weights could not be written: {error}; free some space and run the command again", 2
     if type(error).__name__ == "OutOfMemoryError":
         return "the device is out of memory; lower --batch-size or --img-size", 2
     return f"fault in adjoined: {type(error).__name__}: {error}; --debug shows where", 1

@@ -62,8 +62,16 @@ def _table(result: dict[str, Any]) -> Table:
 def _next_steps(result: dict[str, Any]) -> list[str]:
     from adjoined.cli import COMMANDS
 
+    out = result["out"]
+    # The first size is what a command takes RUN for; others are named.
+    others = [f"{out}/{row['folder']}" for row in result.get("sizes", ())[1:]]
     steps = {
-        "evaluate": f"evaluate  adjoined evaluate {result['out']} --data {result['data']}",
-        "export": f"export    adjoined export {result['out']}",
+        "evaluate": [f"evaluate  adjoined evaluate {out} --data {result['data']}"],
+        "export": [f"export    adjoined export {place}" for place in (out, *others)],
     }
-    return [f"load      adjoined.load('{result['out']}/small')", *(steps[c] for c in COMMANDS if c in steps)]
+    return [
+        *(f"load      adjoined.load('{place}')" for place in (f"{out}/small", *others)),
+        f"large     weights = safetensors.torch.load_file('{out}/large/model.safetensors')",
+        "          model.load_state_dict(weights)  # model: built as for this run, with its number of classes",
+        *(line for c in COMMANDS if c in steps for line in steps[c]),
+    ]

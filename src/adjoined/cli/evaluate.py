@@ -36,7 +36,8 @@ def run(given: dict[str, Any]) -> None:
     if as_json:
         print(json.dumps(result, indent=1))
         return
+    more = f"top-5 {result['top5']:.2f} %, loss {result['loss']:.4f}, " if "top5" in result else ""
     print(
-        f"{result['run']}: small network on {result['pictures']:,} pictures of {result['data']}: "
-        f"top-1 {result['top1']:.2f} %, {result['params']:,} parameters"
+        f"{result['run']}: {result['network']} network on {result['pictures']:,} pictures of {result['data']}: "
+        f"top-1 {result['top1']:.2f} %, {more}{result['params']:,} parameters"
     )

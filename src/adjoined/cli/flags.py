@@ -3,11 +3,14 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
+from pathlib import Path
 from typing import Any, cast, get_args, get_origin, get_type_hints
 
+import yaml
 from jsonargparse import ActionYesNo, ArgumentParser
 
-from adjoined.errors import did_you_mean
+from adjoined.errors import AdjoinedError, did_you_mean
+from adjoined.files import read_mapping
 
 __all__ = [
     "add_fields",
@@ -15,12 +18,14 @@ __all__ = [
     "add_license",
     "add_run",
     "add_switch",
+    "check_words",
     "explain",
     "in_one_list",
     "unknown_command",
     "with_hyphens",
 ]
 
+CONFIG_BYTES = 2**20
 WORDS = {
     "int": "a whole number",
     "float": "a number",
@@ -74,7 +79,11 @@ def add_switch(parser: ArgumentParser, flag: str, text: str, *, default: bool | 
 def add_run(parser: ArgumentParser) -> None:
     """The run that a command is about."""
     parser.add_argument(
-        "run", type=str | None, nargs="?", default=None, help="folder of the run; null: the last one"
+        "run",
+        type=str | None,
+        nargs="?",
+        default=None,
+        help="folder of the run, or RUN/small-4 or RUN/large in it; null: the last one",
     )
 
 
@@ -86,6 +95,34 @@ def add_json(parser: ArgumentParser) -> None:
 def add_license(parser: ArgumentParser) -> None:
     """What the model card says of the weights."""
     parser.add_argument("--license", type=str, default="unknown", help="of the weights, for the model card")
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Raise AdjoinedError for a config file that is none, and for a value that is empty or holds what cannot be printed."""
+    for word, behind in zip(words, [*words[1:], ""], strict=True):
+        flag, equals, value = word.partition("=")
+        if flag == "--config":
+            _check_file(Path(value if equals else behind))
+        elif flag.startswith("--") and equals and not value.strip():
+            raise AdjoinedError(f"{flag} is empty; give it a value, or leave it out")
+        elif not word.replace("\n", " ").replace("\t", " ").isprintable():
+            raise AdjoinedError(f"{word!r:.60} has characters that cannot be printed; leave them out")
+
+
+def _check_file(path: Path) -> None:
+    """Raise AdjoinedError unless a config file is a mapping in YAML."""
+    if path == Path():
+        raise AdjoinedError("--config needs a file: --config RUN/config.yaml")
+    if not path.is_file():
+        raise AdjoinedError(f"--config: no file at {str(path)!r}")
+    if path.stat().st_size > CONFIG_BYTES:
+        raise AdjoinedError(
+            f"--config {path} has {path.stat().st_size:,} bytes; a config has {CONFIG_BYTES:,} at most"
+        )
+    found = read_mapping(path, yaml.safe_load)
+    for key, value in found.items():
+        if isinstance(value, str) and not value.strip():
+            raise AdjoinedError(f"--config {path}: {key} is empty; give it a value, or leave it out")
 
 
 def in_one_list(words: Sequence[str], flags: Iterable[str]) -> list[str]:

@@ -100,7 +100,10 @@ def _look(
     from adjoined.core.axes import find_axes
     from adjoined.data import input_spec
     from adjoined.models.build import build_model, check_outputs
+    from adjoined.train.ranges import check_flag
 
+    check_flag("img_size", img_size)
+    check_flag("alpha", alpha)
     model = build_model(name, num_classes=num_classes, img_size=img_size, model_args=model_args)
     inputs = input_spec(model, img_size=img_size, channels=(model_args or {}).get("in_chans"))
     example = torch.zeros(2, inputs.channels, *inputs.size)

@@ -11,7 +11,11 @@ __all__ = ["add_flags", "report_after", "run"]
 
 def add_flags(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "runs", type=str, nargs="*", default=[], help="folders of finished runs; the first takes report.html"
+        "runs",
+        type=str,
+        nargs="*",
+        default=[],
+        help="folders of finished runs; the page is RUN/report.html, of several comparison.html in the first",
     )
 
 
@@ -19,7 +23,7 @@ def run(given: dict[str, Any]) -> None:
     from adjoined.report import write_report
 
     page = write_report(given.get("runs") or [_latest()])
-    print(f"{page} ({page.stat().st_size / 1e6:.1f} MB), pictures in {page.parent / 'report'}")
+    print(f"{page} ({page.stat().st_size / 1e6:.1f} MB), pictures in {page.with_suffix('')}")
 
 
 def _latest() -> Path:

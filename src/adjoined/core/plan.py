@@ -57,6 +57,10 @@ class Plan:
 
     def __post_init__(self) -> None:
         for w in self.widths:
+            if type(w.kept) is not int or type(w.size) is not int:
+                raise PlanError(
+                    f"{w.name} cannot keep {w.kept!r} of {w.size!r} entries; both must be whole numbers"
+                )
             if not 1 <= w.kept <= w.size:
                 raise PlanError(
                     f"{w.name} cannot keep {w.kept} of {w.size} entries; 1 to {w.size} are possible"
@@ -91,11 +95,13 @@ class Plan:
                     f"{path} has plan schema {data['schema']}, this version reads up to {SCHEMA}: upgrade adjoined"
                 )
             return Plan(tuple(Width(**w) for w in data["widths"]), data["note"])
+        except PlanError:
+            raise
         except FileNotFoundError:
             raise PlanError(
                 f"there is no plan at {path}; give the plan.json of a run or what Plan.save wrote"
             ) from None
-        except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError, IsADirectoryError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
             raise PlanError(
                 f"{path} holds no plan ({type(error).__name__}: {error}); give what Plan.save wrote"
             ) from None

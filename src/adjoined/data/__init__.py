@@ -1,6 +1,6 @@
 """From where pictures lie to normalised batches; thin over torchvision, timm.data and datasets."""
 
-from adjoined.data.augment import AUGMENTATIONS
+from adjoined.data.augment import AUGMENTATIONS, check_augment
 from adjoined.data.images import ImageData, Images
 from adjoined.data.inputs import InputSpec, input_spec
 from adjoined.data.loader import (
@@ -22,6 +22,7 @@ __all__ = [
     "Images",
     "InputSpec",
     "batches",
+    "check_augment",
     "check_bad",
     "input_spec",
     "load_data",

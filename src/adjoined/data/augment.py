@@ -7,11 +7,20 @@ or torchvision.
 """
 
 import math
+import random
+import re
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
+from timm.data.auto_augment import (
+    augment_and_mix_transform,
+    auto_augment_transform,
+    rand_augment_transform,
+)
 from timm.data.transforms_factory import create_transform
 from torch.nn import functional
 from torchvision.transforms import InterpolationMode, v2
@@ -19,10 +28,17 @@ from torchvision.transforms import InterpolationMode, v2
 from adjoined.data.inputs import InputSpec, PictureTransform, eval_transform, in_mode
 from adjoined.errors import DataError
 
-__all__ = ["AUGMENTATIONS", "DRAWS", "Geometry", "geometry", "picture_transform", "warp"]
+__all__ = ["AUGMENTATIONS", "DRAWS", "Geometry", "check_augment", "geometry", "picture_transform", "warp"]
 
 AUGMENTATIONS = "auto, none, light, affine, or a timm policy such as rand-m9-mstd0.5-inc1"
-POLICIES = ("rand", "augmix", "original", "originalr", "v0", "v0r", "3a")
+# timm's policies, and the sections of a name that each reads: letters and a number, as m9 and mstd0.5.
+POLICIES = {
+    "rand": "mstd mmax inc m n p",
+    "augmix": "mstd m w d a b",
+    **dict.fromkeys(("original", "originalr", "v0", "v0r", "3a"), "mstd"),
+}
+SECTION = re.compile(r"([a-z]+)(-?\d+(?:\.\d+)?)")
+TRANSFORMS = ("tweights", "t3a")
 
 # Uniform numbers that one picture's map takes: area, aspect, angle, x, y, mirror.
 DRAWS = 6
@@ -58,8 +74,43 @@ def geometry(augment: str, *, mirror: bool) -> Geometry | str | None:
     if augment in named:
         return named[augment]
     if augment.split("-")[0] in POLICIES:
+        _check_policy(augment)
         return augment
     raise DataError(f"--augment {augment!r} is unknown; legal are {AUGMENTATIONS}")
+
+
+@cache
+def _check_policy(augment: str) -> None:
+    """Raise `DataError` unless timm reads every section of the policy's name, and can change a picture by it."""
+    name, *sections = augment.split("-")
+    legal = POLICIES[name].split()
+    for section in sections:
+        found = SECTION.fullmatch(section)
+        read = found and found[1] in legal and 0 <= float(found[2]) <= 100
+        if not read and not (name == "rand" and section in TRANSFORMS):
+            raise DataError(
+                f"--augment {augment!r}: timm's {name} has no section {section!r}; it takes "
+                f"{', '.join(legal)}, each with a number from 0 to 100, as {name}-{legal[0]}0.5"
+            )
+    build: Any = {"rand": rand_augment_transform, "augmix": augment_and_mix_transform}
+    picture, before = Image.new("RGB", (16, 16)), random.getstate()
+    drawn = np.random.get_state()  # noqa: NPY002 — timm's policies draw from it
+    try:
+        change = build.get(name, auto_augment_transform)(augment, {})
+        for _ in range(3):
+            change(picture)
+    except Exception as error:  # whatever timm and Pillow make of a number
+        raise DataError(
+            f"--augment {augment!r}: timm cannot do it: {str(error) or type(error).__name__}; try {name}-mstd0.5"
+        ) from error
+    finally:
+        random.setstate(before)
+        np.random.set_state(drawn)  # noqa: NPY002
+
+
+def check_augment(augment: str) -> None:
+    """Raise `DataError` unless `augment` names a way to change pictures."""
+    geometry(augment, mirror=False)
 
 
 def warp(pixels_bchw: torch.Tensor, draws: torch.Tensor, family: Geometry) -> torch.Tensor:

@@ -28,18 +28,19 @@ __all__ = [
 HELD_OUT = ("validation", "val", "valid", "test")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "cls", "class", "target")
 DOWNLOADS = "~/.cache/adjoined"
+# A wrong label would otherwise ask for a name for every number up to it.
+MAX_CLASSES = 2**20
 
 
 def load(name: str, builder: str, *, by: str = "load_dataset", **options: Any) -> Any:
     """`datasets.load_dataset`, or its sister `by`, without progress bars, its many errors told in one line about `name`."""
     import datasets
-    from datasets.exceptions import DatasetsError
 
     shown = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
         return getattr(datasets, by)(builder, **options)
-    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+    except Exception as error:  # of datasets, of the hub, of pyarrow
         raise DataError(f"datasets cannot load {name}: {_line(error)}") from error
     finally:
         if shown:
@@ -52,7 +53,7 @@ def from_datasets(name: str, splits: Any, *, stamp: Iterable[object]) -> ImageDa
     features = splits["train"].features
     image, label = columns(name, features)
     train, validation = (_rows(splits[s], image, label, s) for s in ("train", held_out))
-    classes = getattr(features[label], "names", None) or numbers(train.labels)
+    classes = getattr(features[label], "names", None) or numbers(name, train)
     return make_data(name, train, validation, classes, stamp=stamp)
 
 
@@ -111,6 +112,8 @@ def _rows(rows: Any, image: str, label: str, split: str) -> Images:
 
 def _row_picture(rows: Any, column: str, i: int) -> Image.Image:
     encoded = rows[i][column]
+    if not encoded or (encoded["bytes"] is None and encoded["path"] is None):
+        raise OSError("the row holds no picture")
     with Image.open(encoded["path"] if encoded["bytes"] is None else io.BytesIO(encoded["bytes"])) as picture:
         picture.load()
         return picture
@@ -123,6 +126,8 @@ def row_name(split: str, i: int) -> str:
 
 def _hugging_face(spec: str, name: str) -> ImageData:
     """`hf:NAME`: a repository of the Hugging Face hub, or a local clone of one."""
+    if not name.strip():
+        raise DataError(f"{spec} names no data set; write hf:NAME, such as hf:uoft-cs/cifar10")
     splits = load(spec, name)
     info = next(iter(splits.values())).info
     return from_datasets(spec, splits, stamp=[name, info.config_name, str(info.version)])
@@ -148,7 +153,7 @@ def _webdataset(spec: str, pattern: str) -> ImageData:
         )
     train, validation = (from_shards(found[s]) for s in ("train", held_out))
     stamp = [(Path(f).name, Path(f).stat().st_size) for shards in found.values() for f in shards]
-    return make_data(spec, train, validation, numbers(train.labels), stamp=stamp)
+    return make_data(spec, train, validation, numbers(spec, train), stamp=stamp)
 
 
 def _matches(pattern: str) -> list[str]:
@@ -172,7 +177,7 @@ def _torchvision(spec: str, name: str) -> ImageData:
         Images(_targets(rows), partial(_first, rows), partial(row_name, split))
         for rows, split in ((train, "train"), (held_out, "the held-out split"))
     ]
-    named = getattr(train, "classes", None) or numbers(images[0].labels)
+    named = getattr(train, "classes", None) or numbers(spec, images[0])
     classes = [", ".join(name) if isinstance(name, tuple) else str(name) for name in named]
     return make_data(spec, images[0], images[1], classes, stamp=[name])
 
@@ -216,9 +221,18 @@ def _first(rows: Any, i: int) -> Image.Image:
     return rows[i][0]
 
 
-def numbers(labels: torch.Tensor) -> list[str]:
-    """Names for classes that have none."""
-    return [str(i) for i in range(int(labels.max()) + 1)] if len(labels) else []
+def numbers(name: str, images: Images) -> list[str]:
+    """Names for classes that have none. Raises `DataError` for a label so large that it can be no class."""
+    if not len(images):
+        return []
+    row = int(images.labels.argmax())
+    largest = int(images.labels[row])
+    if largest >= MAX_CLASSES:
+        raise DataError(
+            f"{name}: the label of {images.name(row)} is {largest}; labels without names lie in 0 to {MAX_CLASSES - 1}: "
+            "mend that row, or number the classes from 0"
+        )
+    return [str(i) for i in range(largest + 1)]
 
 
 def _line(error: BaseException) -> str:

@@ -179,6 +179,12 @@ class _Loader(DataLoader):
         except DataError as error:
             *above, last = str(error).strip().splitlines()
             raise DataError(last.partition(": ")[2] if above else last) from error
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+                raise
+            raise DataError(
+                "a process that decodes pictures was killed, perhaps for memory; lower --workers, then --resume"
+            ) from error
 
 
 class _Rows(Dataset):

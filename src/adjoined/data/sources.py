@@ -123,7 +123,9 @@ def _samples(split: Path, classes: Sequence[str]) -> list[tuple[str, int]]:
     from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
     index = {name: i for i, name in enumerate(classes)}
-    samples = make_dataset(str(split), index, extensions=IMG_EXTENSIONS, allow_empty=True)
+    found = make_dataset(str(split), index, extensions=IMG_EXTENSIONS, allow_empty=True)
+    # Hidden files are no pictures (macOS writes ._NAME beside each); a pipe or device would never end.
+    samples = [(p, c) for p, c in found if not Path(p).name.startswith(".") and Path(p).is_file()]
     if not samples:
         raise DataError(f"{split} holds no pictures: looked for files ending in {', '.join(IMG_EXTENSIONS)}")
     empty = sorted(set(range(len(classes))) - {label for _, label in samples})

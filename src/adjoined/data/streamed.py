@@ -73,7 +73,7 @@ def load_streamed(spec: str) -> ImageData:
     image, label = hub.columns(spec, features)
     train, validation = (_split(spec, shards, s, image, label) for s, shards in scanned.items())
     _check_room(spec, train, scanned["train"])
-    classes = getattr(features[label], "names", None) or hub.numbers(train.labels)
+    classes = getattr(features[label], "names", None) or hub.numbers(spec, train)
     stamp = [(Path(f.url).name, f.size) for shards in scanned.values() for f in shards]
     return make_data(spec, train, validation, classes, stamp=stamp)
 
@@ -81,7 +81,7 @@ def load_streamed(spec: str) -> ImageData:
 def _files(spec: str) -> tuple[dict[str, list[str]], Any]:
     """Split → the parquet files that it lies in; what is known of their columns (`datasets.Features` or None)."""
     kind, colon, rest = spec.partition(":")
-    if kind == "hf":
+    if kind == "hf" and rest.strip():
         builder = hub.load(spec, rest, by="load_dataset_builder")
         files = {str(s): [str(f) for f in found] for s, found in (builder.config.data_files or {}).items()}
         other = [f for found in files.values() for f in found if not f.endswith(".parquet")]

@@ -149,6 +149,8 @@ def _label(shard: Path, sample: str, tar: tarfile.TarFile, fields: dict[str, tar
         value = int(value)
     if type(value) is not int:
         raise DataError(f"{shard}: {sample}.{name} is {str(value)[:40]!r}; a class must be a whole number")
+    if abs(value) >= 2**31:
+        raise DataError(f"{shard}: {sample}.{name} is {value:.3e}; number the classes from 0")
     return value
 
 

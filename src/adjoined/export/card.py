@@ -1,6 +1,8 @@
 """The model card: README.md of the exported folder, from what the run and the export found."""
 
+import re
 from collections.abc import Mapping
+from html import escape
 from typing import Any
 
 __all__ = ["model_card"]
@@ -101,7 +103,7 @@ def _files_section(formats: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def _inputs_section(inputs: Mapping[str, Any]) -> list[str]:
     spec, classes = inputs["inputs"], inputs["classes"]
-    names = ", ".join(classes[:10]) + (
+    names = ", ".join(map(_plain, classes[:10])) + (
         f" … ({len(classes)} in all, in inputs.json)" if len(classes) > 10 else ""
     )
     return [
@@ -112,6 +114,11 @@ def _inputs_section(inputs: Mapping[str, Any]) -> list[str]:
         f"{_list(spec['std'])}. Scores of {len(classes)} classes: {names}.",
         "",
     ]
+
+
+def _plain(text: Any) -> str:
+    """A name as one line of text in Markdown, whatever it holds."""
+    return re.sub(r"([\\`*_\[\]|#])", r"\\\1", escape(" ".join(str(text).split()), quote=False))
 
 
 def _list(values: Any) -> str:

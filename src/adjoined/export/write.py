@@ -165,7 +165,9 @@ def export(
 
 def _note(path: Path, made: Exported) -> None:
     """Put the format beside those that the folder has."""
-    known = read_mapping(path)["formats"] if path.is_file() else {}
+    known = read_mapping(path).get("formats") if path.is_file() else {}
+    if not isinstance(known, dict):
+        raise AdjoinedError(f"{path} lists no formats; take {path.parent} away and export again")
     known[made.format] = asdict(made)
     data = {"torch": torch.__version__, "threads": torch.get_num_threads(), "formats": known}
     write_aside(path, lambda p: p.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8"))

@@ -68,7 +68,7 @@ def check_outputs(model: nn.Module, example: Tensor, classes: int | None, name: 
     try:
         with torch.no_grad():
             out = model.eval()(example)
-    except (AssertionError, RuntimeError, ValueError, IndexError) as error:
+    except Exception as error:  # the network's own code
         raise AdjoinedError(
             f"{name} does not take pictures of {shape}: {_line(error)}; try another --img-size"
         ) from error
@@ -108,6 +108,11 @@ def load_weights(model: nn.Module, path: str) -> None:
     try:
         state = load_state_dict(str(file), use_ema=True, device="cpu", weights_only=True)
     except Exception as error:  # torch.load, safetensors and zip each have errors of their own
+        if "weights_only" in str(error):  # torch's advice is to allow it
+            raise AdjoinedError(
+                f"{path} is no checkpoint that can be read safely: it holds pickled objects, which run code when they are "
+                "loaded; save the state dict alone, by torch.save(model.state_dict(), FILE) or as safetensors"
+            ) from error
         raise AdjoinedError(f"{path} is no checkpoint that can be read safely: {_line(error)}") from error
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     state = convert(state, model) if convert else state
@@ -147,8 +152,8 @@ def _call_timm(name: str, wanted: dict[str, Any], pretrained: bool) -> nn.Module
         raise AdjoinedError(
             f"no weights for {name}: {_line(error)}; give --checkpoint FILE, or train it with --base-epochs N"
         ) from error
-    except (AssertionError, TypeError, ValueError) as error:
-        raise AdjoinedError(f"{name} cannot be built: {_line(error)}") from error
+    except Exception as error:  # timm's constructors, of whatever they were given
+        raise AdjoinedError(f"{name} cannot be built: {_line(error)}; look at --model-args") from error
 
 
 def _call_own(name: str, wanted: dict[str, Any], model_args: dict[str, Any], pretrained: bool) -> nn.Module:
@@ -159,7 +164,7 @@ def _call_own(name: str, wanted: dict[str, Any], model_args: dict[str, Any], pre
         )
     try:
         build = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # the module's own code
         raise AdjoinedError(f"no model at {name!r}: {_line(error)}") from error
     if not callable(build):
         raise AdjoinedError(f"{name} is no callable but {type(build).__name__}")
@@ -175,7 +180,7 @@ def _call_own(name: str, wanted: dict[str, Any], model_args: dict[str, Any], pre
         wanted = {k: v for k, v in wanted.items() if k in parameters}
     try:
         model = build(**wanted)
-    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:  # the user's own code
         raise AdjoinedError(f"{name} cannot be built: {_line(error)}") from error
     if not isinstance(model, nn.Module):
         raise AdjoinedError(f"{name} returns {type(model).__name__}, not a torch.nn.Module")
@@ -192,4 +197,9 @@ def _head(model: nn.Module) -> tuple[str, ...]:
 
 def _line(error: BaseException) -> str:
     """The first line of an error that is not ours."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    told = (str(error).strip().splitlines() or [""])[0]
+    return (
+        f"{type(error).__name__}: {told}"
+        if isinstance(error, (ArithmeticError, LookupError))
+        else told or type(error).__name__
+    )

@@ -20,6 +20,7 @@ from adjoined.network.modules import Network
 from adjoined.network.twin import Adjoined
 from adjoined.preparation.compensation import RIDGE, Solved, compensate
 from adjoined.preparation.damage import measure_damage
+from adjoined.preparation.distance import counted, output_distance
 from adjoined.preparation.path import Step, greedy_path, plan_on_path
 from adjoined.preparation.prepare import (
     Allocation,
@@ -43,7 +44,6 @@ __all__ = [
     "curve",
     "cut",
     "measured",
-    "output_distance",
     "shrink",
     "smallest",
     "tradeoff",
@@ -292,7 +292,7 @@ def measured(
         ranks,
         setup.solving,
         setup.check,
-        distance=lambda large, small, mask: setup.distance(_counted(large, mask), _counted(small, mask)),
+        distance=lambda large, small, mask: setup.distance(counted(large, mask), counted(small, mask)),
         ridge=RIDGE,
         progress=lambda share: setup.progress("allocate", share),
     )
@@ -374,20 +374,6 @@ def cut(setup: Setup, plan: Plan) -> tuple[Network, ShrinkResult]:
     )
 
 
-def output_distance(large: Any, small: Any) -> Tensor:
-    """Squared error of the floating-point outputs over their variance in the batch, averaged over outputs.
-
-    0: equal; 1: no better than the large network's mean output. It suits logits, embeddings, tokens and maps alike.
-    """
-    parts = []
-    for a, b in zip(pytree.tree_leaves(large), pytree.tree_leaves(small), strict=True):
-        if isinstance(a, Tensor) and a.is_floating_point() and a.ndim:
-            a, b = a.float(), b.float()
-            variance = (a - a.mean(0)).square().mean()
-            parts.append((a - b).square().mean() / variance.clamp(min=torch.finfo(a.dtype).tiny))
-    return torch.stack(parts).mean()
-
-
 @torch.no_grad()
 def _distance(setup: Setup, twin: Adjoined, tensors: Mapping[str, Tensor]) -> float:
     total = 0.0
@@ -396,16 +382,5 @@ def _distance(setup: Setup, twin: Adjoined, tensors: Mapping[str, Tensor]) -> fl
             args, kwargs = normalise_example(batch)
             mask = token_mask(kwargs)
             outputs = [call_model(setup.large, (args, kwargs)), twin.run(tensors, args, kwargs)]
-            total += float(setup.distance(*(_counted(out, mask) for out in outputs)))
+            total += float(setup.distance(*(counted(out, mask) for out in outputs)))
     return total / len(setup.check)
-
-
-def _counted(output: Any, mask: Tensor | None) -> Any:
-    """Of token outputs (B, N, …) those that count, (tokens, …)."""
-
-    def one(value: Any) -> Any:
-        if mask is not None and isinstance(value, Tensor) and value.shape[:2] == mask.shape:
-            return value[mask]
-        return value
-
-    return pytree.tree_map(one, output)

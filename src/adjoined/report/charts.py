@@ -5,6 +5,7 @@ They carry data and marks only; grounds, grids and type come from the page's the
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import plotly.graph_objects as go
@@ -133,9 +134,9 @@ def latency_charts(run: Run) -> list[Chart]:
     charts = []
     for batch in dict.fromkeys(row["batch"] for row in rows):
         traces = []
-        for name in NETWORKS:
+        for name in dict.fromkeys((*NETWORKS, *(row["network"] for row in rows))):
             mine = [r for r in rows if r["batch"] == batch and r["network"] == name]
-            style = NETWORK_STYLE[name]
+            style = NETWORK_STYLE.get(name, NETWORK_STYLE["small"])
             if not mine:
                 continue
             spread = {
@@ -175,7 +176,7 @@ def confusion_charts(run: Run) -> list[Chart]:
     most = most_mistakes(found)
     charts = []
     for name, table in found.get("confusion", {}).items():
-        classes = [str(c) for c in found["classes"]]
+        classes = [escape(str(c), quote=False) for c in found["classes"]]  # plotly reads tags
         shown = most_mistaken(table)
         right = sum(table[i][i] for i in range(len(table)))
         total = sum(map(sum, table))
@@ -184,7 +185,7 @@ def confusion_charts(run: Run) -> list[Chart]:
         if len(shown) < len(classes):
             text += f" The {len(shown)} of {len(classes)} classes that are mistaken most."
         few = len(shown) <= FEW_CLASSES
-        marks = [[_right(table[i], i) if i == j and few else "" for j in shown] for i in shown]
+        marks = [[_mark(table[i], i, j) if few else "" for j in shown] for i in shown]
         heat = go.Heatmap(
             z=mistakes(table, shown),
             x=labels,
@@ -202,7 +203,7 @@ def confusion_charts(run: Run) -> list[Chart]:
         charts.append(
             make_chart(
                 f"confusion-{name}",
-                f"What the {name} network takes for what",
+                f"Confusion matrix, {name} network",
                 text,
                 [heat],
                 height=440,
@@ -267,14 +268,22 @@ def _front(runs: Sequence[Run], what: str, scale: float) -> go.Scatter:
 def _networks(runs: Sequence[Run], name: str, what: str, unit: str, scale: float) -> go.Scatter:
     """The points of one kind of network in every run."""
     style = NETWORK_STYLE[name]
-    pairs = [(run.name, label, row) for run in runs for kind, label, row in run.networks if kind == name]
+    pairs = [
+        (escape(run.name, quote=False), label, row)
+        for run in runs
+        for kind, label, row in run.networks
+        if kind == name
+    ]
     found = [row for _, _, row in pairs]
     labels = [f"{run}, {label}" if len(runs) > 1 else label for run, label, _ in pairs]
     return go.Scatter(
         x=[f[what] / scale for f in found],
         y=[f["top1"] for f in found],
         name=name,
-        mode="markers",
+        mode="markers+text" if len(runs) > 1 else "markers",
+        text=[run if label in NETWORKS else label_of for (run, label, _), label_of in zip(pairs, labels, strict=True)],
+        textposition="top center",
+        textfont={"size": 11},
         marker={"color": style.colour, "symbol": style.symbol, "size": 13},
         customdata=[[label, f"{f['macs']:,}", f"{f['params']:,}"] for label, f in zip(labels, found, strict=True)],
         hovertemplate="%{customdata[0]}: %{y:.2f} %, %{x:.4g} " + unit
@@ -301,8 +310,9 @@ def _phase_marks(run: Run, y: int) -> dict[str, Any]:
     return {"shapes": shapes, "annotations": words}
 
 
-def _right(row: Sequence[int], i: int) -> str:
-    return f"{row[i] / max(sum(row), 1):.0%}"
+def _mark(row: Sequence[int], i: int, j: int) -> str:
+    """In a cell: on the diagonal the share that is right, elsewhere the mistakes, if there are some."""
+    return f"{row[i] / max(sum(row), 1):.0%}" if i == j else str(row[j] or "")
 
 
 def _threads(count: Any) -> str:

@@ -10,7 +10,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from adjoined.report.charts import COSTS, mistakes, most_mistaken, most_mistakes, pareto
+from adjoined.report.charts import COSTS, FEW_CLASSES, mistakes, most_mistaken, most_mistakes, pareto
 from adjoined.report.gates import alpha_of_gate, choices
 from adjoined.report.palette import BLUE, GREEN, GREY, LOSS_STYLE, NETWORK_STYLE, PURPLE, SCALE, steps
 from adjoined.report.read import NETWORKS, Run
@@ -66,11 +66,16 @@ def _accuracy(runs: Sequence[Run]) -> Figure:
             found = [row for run in runs for kind, _, row in run.networks if kind == name]
             x, y = [f[what] / scale for f in found], [f["top1"] for f in found]
             ax.plot(x, y, ls="", marker=style.marker, ms=8, color=style.colour, label=name)
+            if len(runs) > 1 and name == "small":
+                pairs = [(run.name, size) for run in runs for kind, size, _ in run.networks if kind == name]
+                for (run, size), *at in zip(pairs, x, y, strict=True):
+                    said = _text(run if size == name else f"{run}, {size}")
+                    ax.annotate(said, at, (0, 7), textcoords="offset points", ha="center", fontsize=7)
         ax.set(xlabel=label, xlim=(0, None))
         ax.grid(alpha=0.3)
     axes[0, 0].set_ylabel("top-1, %")
     _legend(axes[0, 0])
-    figure.suptitle(f"{len(runs)} runs" if len(runs) > 1 else runs[0].title)
+    figure.suptitle(f"{len(runs)} runs" if len(runs) > 1 else _text(runs[0].title))
     return figure
 
 
@@ -91,7 +96,7 @@ def _widths(run: Run) -> Figure | None:
             )
         _name_rows(ax, labels, shown=ax is axes[0, 0])
         ax.set(title=ROLE_WORDS[role], xlim=(0, 1.18 * max(w.size for _, w in rows)))
-    figure.suptitle(f"Width by block: kept in colour, cut hollow ({run.note})")
+    figure.suptitle(_text(f"Width per block: kept in colour, cut hollow ({run.note})"))
     return figure
 
 
@@ -102,27 +107,30 @@ def _training(run: Run) -> Figure | None:
     accuracy, loss = axes.flat
     for name in ("large", "small"):
         style = NETWORK_STYLE[name]
-        accuracy.plot(*run.series(f"top1_{name}"), color=style.colour, ls=DASHES[style.dash], label=name)
+        x, y = run.series(f"top1_{name}")
+        accuracy.plot(x, y, color=style.colour, ls=DASHES[style.dash], label=name, **_dots(x))
     for key, (label, colour, dash) in LOSS_STYLE.items():
         x, y = run.series(key)
         if x:
-            loss.plot(x, y, color=colour, ls=DASHES[dash], label=label)
+            loss.plot(x, y, color=colour, ls=DASHES[dash], label=label, **_dots(x))
     handles = loss.get_lines()
     if run.ramped:
         lam = loss.twinx()
-        handles = [*handles, *lam.plot(*run.series("lam"), color=PURPLE, ls=":", label="λ (right)")]
+        x, y = run.series("lam")
+        handles = [*handles, *lam.plot(x, y, color=PURPLE, ls=":", label="λ (right)", **_dots(x))]
         lam.set_ylim(0, 1.05)
         lam.spines["top"].set_visible(False)
     for ax in (accuracy, loss):
         for phase in run.phases[1:]:
             ax.axvline(phase.start + 0.5, color=GREY, lw=0.8, ls=":")
         ax.set_xlabel("epoch")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.grid(alpha=0.3)
     accuracy.set_ylabel("top-1, %")
     _legend(accuracy)
     loss.set_ylabel("nats")
     _legend(loss, handles=handles)
-    figure.suptitle(run.title)
+    figure.suptitle(_text(run.title))
     return figure
 
 
@@ -152,7 +160,7 @@ def _search(run: Run) -> Figure | None:
             ax.barh(range(len(blocks)), values, color=colour, edgecolor=BLUE)
         _name_rows(ax, list(blocks), shown=ax is axes[-1, 0])
         ax.set(title=f"% of the {words}", xlabel="large hollow, small in colour")
-    figure.suptitle(f"{run.title}: {run.note}")
+    figure.suptitle(_text(f"{run.title}: {run.note}"))
     return figure
 
 
@@ -184,16 +192,18 @@ def _latency(run: Run) -> Figure | None:
         return None
     figure, axes = _new(len(batches))
     backends = list(dict.fromkeys(row["backend"] for row in rows))
+    width = 0.81 / max(len({*NETWORKS} | {r["network"] for r in rows}), 1)
     for ax, batch in zip(axes.flat, batches, strict=True):
-        for i, name in enumerate(NETWORKS):
+        names = list(dict.fromkeys((*NETWORKS, *(r["network"] for r in rows))))
+        for i, name in enumerate(names):
             mine = [r for r in rows if (r["batch"], r["network"]) == (batch, name)]
-            at = [backends.index(r["backend"]) + 0.27 * (i - 1) for r in mine]
+            at = [backends.index(r["backend"]) + width * (i - (len(names) - 1) / 2) for r in mine]
             spread = [
                 [r["ms"] - r.get("low", r["ms"]) for r in mine],
                 [r.get("high", r["ms"]) - r["ms"] for r in mine],
             ]
-            style = NETWORK_STYLE[name]
-            ax.bar(at, [r["ms"] for r in mine], 0.25, yerr=spread, capsize=2, color=style.colour,
+            style = NETWORK_STYLE.get(name, NETWORK_STYLE["small"])
+            ax.bar(at, [r["ms"] for r in mine], 0.92 * width, yerr=spread, capsize=2, color=style.colour,
                    hatch=style.hatch, edgecolor="white", label=name)  # fmt: skip
         ax.set(xlabel=f"batch of {batch}", xticks=range(len(backends)), xticklabels=backends, ylabel="ms")
     _legend(axes[0, 0])
@@ -205,7 +215,7 @@ def _confusion(run: Run) -> Figure | None:
     tables = (run.predictions or {}).get("confusion", {})
     if not tables:
         return None
-    classes = [str(c) for c in (run.predictions or {})["classes"]]
+    classes = [_text(c) for c in (run.predictions or {})["classes"]]
     most = most_mistakes(run.predictions or {})
     figure, axes = _new(len(tables), height=4.2)
     for ax, (name, table) in zip(axes.flat, tables.items(), strict=True):
@@ -215,8 +225,23 @@ def _confusion(run: Run) -> Figure | None:
         figure.colorbar(drawn, ax=ax, label="mistakes", shrink=0.8, ticks=MaxNLocator(5, integer=True))
         ticks, labels = range(len(shown)), [classes[i] for i in shown]
         ax.set(title=name, xlabel="taken for", ylabel="is", yticks=ticks, yticklabels=labels)
+        if len(shown) <= FEW_CLASSES:
+            for y, i in enumerate(shown):
+                for x, j in enumerate(shown):
+                    said = f"{table[i][i] / max(sum(table[i]), 1):.0%}" if i == j else str(table[i][j] or "")
+                    ax.text(x, y, said, ha="center", va="center", fontsize=7, color="black")
         ax.set_xticks(ticks, labels, rotation=0 if max(map(len, labels)) < 3 else 90)
     return figure
+
+
+def _dots(x: Sequence[Any]) -> dict[str, Any]:
+    """Few epochs show as dots too: a line through one point is none."""
+    return {"marker": "o", "ms": 3} if len(x) <= 60 else {}
+
+
+def _text(text: object) -> str:
+    """`text` as it stands: matplotlib would set what lies between two dollar signs as a formula."""
+    return str(text).replace("$", r"\$")
 
 
 def _legend(ax: Axes, **options: Any) -> None:

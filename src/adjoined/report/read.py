@@ -112,7 +112,8 @@ class Run:
             "CE of small": self.config.get("small_ce", 0.0),
             "relations": self.config.get("relations", 0.0),
         }
-        return "CE" + "".join(f" + {'' if w == 1 else f'{w:g} · '}{t}" for t, w in weights.items() if w)
+        known = {t: w for t, w in weights.items() if w and isinstance(w, (int, float))}
+        return "CE" + "".join(f" + {'' if w == 1 else f'{w:g} · '}{t}" for t, w in known.items())
 
     def series(self, key: str) -> tuple[list[float | None], list[float | None]]:
         """Epochs since the run began, and the values of `key` that they have; None between two phases."""
@@ -196,10 +197,23 @@ def _read_rows(path: Path) -> tuple[list[Row], tuple[int, ...]]:
     for number, line in enumerate(text.splitlines(), 1):
         try:
             row = json.loads(line)
+            _check_row(row)
             rows.append(row | {"epoch": int(row["epoch"])})
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             skipped.append(number)
     return rows, tuple(skipped)
+
+
+def _check_row(row: Row) -> None:
+    for key, value in row.items():
+        number = key in ("ce", "kl", "lam", "small_ce", "seconds", "step") or key.startswith("top1_")
+        if number and value is not None:
+            _ = value + 0.0
+    if not isinstance(row.get("phase", ""), str):
+        raise TypeError("phase is no text")
+    for name in ("gates", "alpha"):
+        for values in (row.get(name) or {}).values():
+            _ = [v + 0.0 for v in (values if name == "gates" else [values])]
 
 
 def _phase(row: Row) -> str:

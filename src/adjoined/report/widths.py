@@ -1,5 +1,6 @@
 """The charts of what was cut: widths by block, and where the parameters and multiply-adds are."""
 
+import re
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
@@ -37,7 +38,7 @@ def panels(run: Run) -> dict[str, list[tuple[str, Width]]]:
     """
     out = {}
     for role in ROLE_WORDS:
-        mine = [w for w in run.widths if w.role == role]
+        mine = [w for w in run.widths if w.role == role and not _is_output(w)]
         if any(w.kept < w.size for w in mine):
             blocks = [w.block for w in mine]
             out[role] = [(w.block if w.block and blocks.count(w.block) == 1 else w.name, w) for w in mine]
@@ -77,7 +78,7 @@ def width_charts(run: Run) -> list[Chart]:
     )
     if whole := _kept_whole(run, shown):
         text += f" Kept whole: {whole}."
-    return [Chart("widths", "Width by block", text, figure, wide=True)]
+    return [Chart("widths", "Width per block", text, figure, wide=True)]
 
 
 def cost_charts(run: Run) -> list[Chart]:
@@ -104,7 +105,7 @@ def cost_charts(run: Run) -> list[Chart]:
         charts.append(
             make_chart(
                 f"share-{what}",
-                f"{words.capitalize()} by block",
+                f"{words.capitalize()} per block",
                 f"Shares of the large network's {words}: hollow its own, in colour what the small one needs.",
                 bars,
                 **bars_by_block(len(blocks)),
@@ -116,10 +117,19 @@ def cost_charts(run: Run) -> list[Chart]:
 
 
 def block_costs(run: Run) -> dict[str, Any]:
-    """Block → costs of both networks, as result.json has them; what no block owns comes last."""
-    blocks: dict[str, Any] = dict(run.result.get("blocks") or {})
-    rest = blocks.pop("", None)
+    """Block → costs of both networks, from input to output: 0, 1, 2, …, 10; what no block owns comes last."""
+    found: dict[str, Any] = dict(run.result.get("blocks") or {})
+    rest = found.pop("", None)
+    order = {block: i for i, block in enumerate(dict.fromkeys(w.block for w in run.widths))}
+    names = sorted(found, key=lambda b: (order.get(b, len(order)), _natural(b)))
+    blocks = {name: found[name] for name in names}
     return blocks | ({"the rest": rest} if rest else {})
+
+
+def _natural(name: str) -> list[tuple[bool, int, str]]:
+    """A key that sorts blocks.2 before blocks.10."""
+    parts = re.split(r"(\d+)", name)
+    return [(p.isdigit(), int(p) if p.isdigit() else 0, p) for p in parts]
 
 
 def bars_by_block(count: int) -> dict[str, Any]:
@@ -157,9 +167,18 @@ def _kept_and_cut(role: str, rows: Sequence[tuple[str, Width]], first: bool) -> 
     return [kept, cut]
 
 
+def _is_output(width: Width) -> bool:
+    """Whether a width is the classifier's classes, which the plan lists as hidden units of no block."""
+    return width.role == "hidden" and not width.block and width.kept == width.size
+
+
 def _kept_whole(run: Run, shown: dict[str, Any]) -> str:
     """In words, the roles that are cut nowhere, with their sizes."""
-    rest = sorted((w.role, w.size) for w in run.widths if w.role in ROLE_WORDS and w.role not in shown)
+    rest = sorted(
+        (w.role, w.size)
+        for w in run.widths
+        if w.role in ROLE_WORDS and w.role not in shown and not _is_output(w)
+    )
     parts = []
     for role, group in groupby(rest, key=lambda pair: pair[0]):
         sizes = sorted({size for _, size in group})

@@ -25,10 +25,10 @@ DIGITS = 64  # of a SHA-256
 
 
 @contextmanager
-def written_aside(path: Path) -> Iterator[IO[bytes]]:
+def written_aside(path: Path, fix: str = "then --resume") -> Iterator[IO[bytes]]:
     """A file that takes the place of `path` only when all of it is on the disk; else `path` stays as it was.
 
-    Raises AdjoinedError when it cannot be written, as on a full disk.
+    Raises AdjoinedError when it cannot be written, as on a full disk; `fix` says what to do once there is space.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -40,7 +40,7 @@ def written_aside(path: Path) -> Iterator[IO[bytes]]:
         os.replace(aside, path)
     except OSError as error:
         raise AdjoinedError(
-            f"cannot write {path}: {error.strerror or error}; free some space, then --resume"
+            f"cannot write {path}: {error.strerror or error}; free some space, {fix}"
         ) from error
     finally:
         aside.unlink(missing_ok=True)

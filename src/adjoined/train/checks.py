@@ -1,41 +1,21 @@
 """What a config cannot mean, said before anything is read or trained."""
 
-import math
 from dataclasses import asdict, fields, replace
 
 from timm.optim import list_optimizers
 
+from adjoined.data import check_augment
 from adjoined.errors import AdjoinedError, did_you_mean
 from adjoined.train.config import SEARCH_FLAGS, CompressConfig
+from adjoined.train.ranges import check_ranges, check_types
 
 __all__ = ["check_config"]
 
 
 def check_config(config: CompressConfig) -> CompressConfig:
     """The config with the length of the base and the options of the loss filled in. Raises AdjoinedError for values that cannot be meant."""
-    for name, low in (
-        ("epochs", 1),
-        ("search_epochs", 1),
-        ("steps", 1),
-        ("search_steps", 1),
-        ("base_steps", 1),
-        ("batch_size", 1),
-        ("base_epochs", 0),
-        ("max_steps", 1),
-        ("workers", 0),
-        ("img_size", 1),
-        ("checkpoint_steps", 1),
-        ("accumulate", 1),
-        ("repeats", 1),
-        ("keep_checkpoints", 1),
-    ):
-        value = getattr(config, name)
-        if value is not None and value < low:
-            raise AdjoinedError(f"--{name.replace('_', '-')} is {value}; it must be at least {low}")
-    for name in ("lr", "base_lr", "gate_lr", "clip_grad"):
-        value = getattr(config, name)
-        if value is not None and not value > 0:
-            raise AdjoinedError(f"--{name.replace('_', '-')} is {value}; it must be above 0")
+    check_types(config)
+    check_ranges(config)
     chosen = [
         f"--{n} {getattr(config, n)}"
         for n in ("alpha", "plan", "macs", "params")
@@ -79,8 +59,6 @@ def _check_sizes(config: CompressConfig) -> None:
         raise AdjoinedError(
             f"--stream goes with --alpha or --search; --{what} {getattr(config, what)} says itself what is kept of the stream"
         )
-    if not 0 <= config.relations < math.inf:
-        raise AdjoinedError(f"--relations is {config.relations}; it must be at least 0 (0: off)")
     if config.relations and len(sizes) > 1:
         raise AdjoinedError(f"--relations compares two networks; give one --{what}")
 
@@ -88,29 +66,18 @@ def _check_sizes(config: CompressConfig) -> None:
 def _check_training(config: CompressConfig) -> None:
     """Raise AdjoinedError for an optimizer, an augmentation or an average that cannot be."""
     names = [str(name) for name in list_optimizers()]
+    check_augment(config.augment)
     if config.opt not in names:
         near = did_you_mean(config.opt, names)
         raise AdjoinedError(f"--opt {config.opt!r} is no optimizer of timm, as adamw, lamb or sgd are{near}")
-    for name in ("mixup", "cutmix"):
-        if not 0 <= getattr(config, name) < math.inf:
-            raise AdjoinedError(f"--{name} is {getattr(config, name)}; it must be at least 0 (0: off)")
     if (config.mixup or config.cutmix) and config.batch_size % 2:
         raise AdjoinedError(
             f"--mixup and --cutmix pair pictures; --batch-size {config.batch_size} must be even"
         )
-    for name in ("erasing", "freeze_large"):
-        if not 0 <= getattr(config, name) <= 1:
-            raise AdjoinedError(
-                f"--{name.replace('_', '-')} is {getattr(config, name)}; it must be a share in [0, 1]"
-            )
     if config.repeats > 1 and config.augment == "none":
         raise AdjoinedError(
             f"--repeats {config.repeats} repeats pictures changed each time; --augment none changes none"
         )
-    for name in ("ema", "layer_decay"):
-        value = getattr(config, name)
-        if value is not None and not 0 < value < 1:
-            raise AdjoinedError(f"--{name.replace('_', '-')} is {value}; it must lie in (0, 1)")
     if config.ema_warmup and config.ema is None:
         raise AdjoinedError("--ema-warmup has no effect without --ema; add --ema 0.999, say")
     if config.streaming and config.cache in ("device", "memory"):

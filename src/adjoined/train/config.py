@@ -11,6 +11,7 @@ from adjoined.losses import LossName, LossOptions, loss_options
 from adjoined.network.nested import Draw
 from adjoined.network.twin import Own
 from adjoined.train.checkpoint import written_aside
+from adjoined.train.ranges import check_types
 
 __all__ = ["FREE_ON_RESUME", "GROUPS", "SEARCH_FLAGS", "CompressConfig", "load_config", "save_config"]
 
@@ -307,10 +308,15 @@ def load_config(path: Path) -> CompressConfig:
     """Read what `save_config` wrote. Raises AdjoinedError for no such file, or an unknown field in it."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
         raise AdjoinedError(f"{path} is no config of a run: {str(error).splitlines()[0]}") from error
     names = [f.name for f in fields(CompressConfig)]
     strange = [k for k in values if k not in names] if isinstance(values, dict) else ["(no mapping)"]
     if strange:
         raise AdjoinedError(f"{path} has an unknown field {strange[0]!r}{did_you_mean(strange[0], names)}")
-    return CompressConfig(**values)
+    config = CompressConfig(**values)
+    try:
+        check_types(config)
+    except AdjoinedError as error:
+        raise AdjoinedError(f"{path} is no config of a run: {error}") from None
+    return config

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch.nn.functional import cross_entropy
 
 from adjoined.data import Batches, batches, check_bad
 from adjoined.errors import DataError
@@ -13,7 +14,10 @@ from adjoined.train.devices import share, total
 from adjoined.train.phase import Setting
 from adjoined.train.tasks import Network
 
-__all__ = ["judge", "top1"]
+__all__ = ["judge", "measures", "top1"]
+
+# Up to so many classes top-5 says nothing.
+FEW = 10
 
 
 def top1(
@@ -51,6 +55,31 @@ def top1(
     if not judged:
         raise DataError("no picture of the data decodes")
     return {name: 100.0 * int(total(hits)) / judged for name, hits in right.items()}
+
+
+def measures(
+    network: Network, made: Batches, device: torch.device | str, *, classes: int
+) -> dict[str, float]:
+    """top1 in percent over one pass of the data; of more than 10 classes also top5 and loss, the cross entropy in nats.
+
+    Raises DataError when too many pictures do not decode.
+    """
+    right, in_five, loss, seen = 0, 0, 0.0, 0
+    with torch.no_grad():
+        for x, target in batches(made):
+            if not len(target):
+                continue
+            logits, target = network(x.to(device)).float(), target.to(device)
+            right += int((logits.argmax(-1) == target).sum())
+            if classes > FEW:
+                in_five += int((logits.topk(5).indices == target[:, None]).any(-1).sum())
+                loss += float(cross_entropy(logits, target, reduction="sum"))
+            seen += len(target)
+    check_bad(made)
+    if not seen:
+        raise DataError("no picture of the data decodes")
+    found = {"top1": 100.0 * right / seen}
+    return found | ({"top5": 100.0 * in_five / seen, "loss": loss / seen} if classes > FEW else {})
 
 
 def judge(networks: Mapping[str, Network], setting: Setting, **options: Any) -> dict[str, float]:

@@ -2,12 +2,14 @@
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
+from torch import nn
 
 from adjoined.core.axes import Axes
 from adjoined.core.plan import Plan
@@ -17,6 +19,8 @@ from adjoined.network.serialize import load, save
 from adjoined.network.twin import Adjoined
 from adjoined.train.checkpoint import written_aside
 from adjoined.train.evaluate import judge
+from adjoined.train.finished import LARGE, WEIGHTS
+from adjoined.train.folder import check_there
 from adjoined.train.phase import Setting
 from adjoined.train.plans import SMALL
 from adjoined.train.predictions import write_predictions
@@ -39,6 +43,8 @@ def finish(twins: Mapping[str, Adjoined], setting: Setting, folder: Path, data: 
     """Save each small network, evaluate it as it was saved, write RUN/result.json; the first is that of `small`."""
     device = setting.accelerator.device
     if setting.accelerator.is_main_process:
+        check_there(folder)
+        _save_large(twins[SMALL].large, setting.train.inputs, data.classes, folder / LARGE)
         for name, twin in twins.items():
             save_small(twin.small().eval().cpu(), setting.train.inputs, data.classes, folder / name)
     setting.accelerator.wait_for_everyone()
@@ -84,11 +90,27 @@ def _result(
     }
 
 
+def _save_large(large: nn.Module, spec: InputSpec, classes: Sequence[str], folder: Path) -> None:
+    """RUN/large, whole or as it was: the state dict of the trained large network, under its own names."""
+    state = {name: t.detach().cpu().contiguous().clone() for name, t in large.state_dict().items()}
+
+    def write(aside: Path) -> None:
+        aside.mkdir(parents=True)
+        save_file(state, aside / WEIGHTS, metadata={"format": "pt"})
+
+    _put(write, spec, classes, folder)
+
+
 def save_small(net: Network, spec: InputSpec, classes: Sequence[str], folder: Path) -> None:
     """RUN/small, whole or as it was."""
+    _put(lambda aside: save(net, aside), spec, classes, folder)
+
+
+def _put(write: Callable[[Path], object], spec: InputSpec, classes: Sequence[str], folder: Path) -> None:
+    """What `write` makes of a folder, with inputs.json, in the place of `folder`."""
     aside = folder.with_name(f".{folder.name}")
     shutil.rmtree(aside, ignore_errors=True)
-    save(net, aside)
+    write(aside)
     inputs = {"inputs": asdict(spec), "classes": list(classes)}
     (aside / "inputs.json").write_text(json.dumps(inputs, indent=1) + "\n", encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)

@@ -16,7 +16,16 @@ from adjoined.errors import AdjoinedError
 from adjoined.train.checkpoint import remove_parts, written_aside
 from adjoined.train.config import FREE_ON_RESUME, CompressConfig, load_config
 
-__all__ = ["append_metrics", "held", "latest_run", "open_folder", "rewrite_metrics", "write_plan"]
+__all__ = [
+    "append_metrics",
+    "check_free",
+    "check_there",
+    "held",
+    "latest_run",
+    "open_folder",
+    "rewrite_metrics",
+    "write_plan",
+]
 
 RUNS = Path("runs")
 # Seconds in which the workers of a killed run notice that it is gone, and let go of its folder.
@@ -36,13 +45,18 @@ def open_folder(config: CompressConfig) -> tuple[Path, CompressConfig]:
         folder = Path(config.out).expanduser()
     if config.resume:
         return folder, _resumed(folder, config)
+    check_free(folder)
+    return folder, config
+
+
+def check_free(folder: Path) -> None:
+    """Raise AdjoinedError where a folder holds a run or anything else; to be called again under its lock."""
     if folder.exists() and (not folder.is_dir() or any(not p.name.startswith(".") for p in folder.iterdir())):
         if (folder / "config.yaml").exists():
             raise AdjoinedError(
                 f"{folder} holds another run; go on with it by --resume, or give another --out"
             )
         raise AdjoinedError(f"{folder} is not empty; give another --out")
-    return folder, config
 
 
 @contextmanager
@@ -96,8 +110,18 @@ def append_metrics(folder: Path, row: Mapping[str, Any]) -> None:
     """One more line of metrics.jsonl; of several processes the first writes it."""
     if distributed.is_initialized() and distributed.get_rank():
         return
+    check_there(folder)
     with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
+
+
+def check_there(folder: Path) -> None:
+    """Raise AdjoinedError where the folder of the run under way has been taken away."""
+    if not (folder / "config.yaml").is_file():
+        raise AdjoinedError(
+            f"{folder} was moved or deleted while the run was under way, or its config.yaml was; put it back and "
+            "--resume, or start anew with another --out"
+        )
 
 
 def _resumed(folder: Path, config: CompressConfig) -> CompressConfig:

@@ -2,26 +2,26 @@
 
 import importlib
 import json
-import shutil
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from adjoined.core.axes import find_axes
 from adjoined.data import some_pictures
 from adjoined.errors import AdjoinedError
-from adjoined.export.backends import installed_backends
+from adjoined.export.backends import check_backend, installed_backends
 from adjoined.export.benchmark import benchmark
 from adjoined.export.card import model_card
 from adjoined.export.subject import Architecture, Options
 from adjoined.export.write import Exported, export
-from adjoined.files import read_mapping
-from adjoined.network.twin import Adjoined
+from adjoined.files import check_no_link, write_aside
 from adjoined.search.latency import processor_name
 from adjoined.train.checkpoint import written_aside
-from adjoined.train.finished import Finished, finished_run
+from adjoined.train.finished import LARGE, Finished, checked, finished_run, whole_network
+from adjoined.train.plans import SMALL
+from adjoined.train.ranges import check_flag
 
 __all__ = ["benchmark_run", "export_run", "push_run"]
 
@@ -46,8 +46,11 @@ def export_run(
         max_drop, aggressive: of int8, see `Options`.
         licence: of the weights, for the model card.
     """
-    _at_least_1(images=images, calibrate=calibrate)
+    for name, value in (("images", images), ("calibrate", calibrate), ("max_drop", max_drop)):
+        check_flag(name, value)
+    check_licence(licence)
     run = finished_run(folder)
+    check_no_link(run.out / "export")
     found = run.pictures(data)
     held_out, labels = some_pictures(found.validation, run.spec, images)
     calibration = some_pictures(found.train, run.spec, calibrate)[0] if "onnx-int8" in formats else None
@@ -70,15 +73,17 @@ def export_run(
         )
     finally:  # also of those that were written before one was refused
         if (run.out / "export" / "export.json").exists():
-            shutil.copyfile(run.small / "inputs.json", run.out / "export" / "inputs.json")
+            inputs = run.small / "inputs.json"
+            write_aside(run.out / "export" / inputs.name, lambda path: path.write_bytes(inputs.read_bytes()))
             write_card(run, licence=licence)
 
 
 def write_card(run: Finished, *, licence: str = "unknown", name: str = "") -> Path:
     """RUN/export/README.md from what was exported so far."""
     path = run.out / "export" / "README.md"
-    formats = read_mapping(path.parent / "export.json")["formats"]
-    path.write_text(model_card(run.result, run.inputs, formats, licence=licence, name=name), encoding="utf-8")
+    formats = checked(path.parent / "export.json", _check_formats)["formats"]
+    card = model_card(run.result, run.inputs, formats, licence=licence, name=name)
+    write_aside(path, lambda aside: aside.write_text(card, encoding="utf-8"))
     return path
 
 
@@ -97,14 +102,19 @@ def benchmark_run(
     base is the network as it was built, large its captured program at α = 1: the same work, so that their difference
     shows what capturing costs and how steady the clock is. backends: None for all that are installed, uncompiled.
     """
-    _at_least_1(rounds=rounds, threads=threads or 1, batch=min(batch))
+    for name, value in (("rounds", rounds), ("threads", threads), *(("batch", b) for b in batch)):
+        check_flag(name, value)
+    for name in backends or ():
+        check_backend(name)
     if threads is not None:
         torch.set_num_threads(threads)
     run = finished_run(folder)
     base, picture = run.large(), run.picture
-    axes = find_axes(base, torch.cat([picture, picture]))
-    large = Adjoined(base, axes.plan(alpha=1), axes=axes, check=False).small()
-    networks = {"base": base, "large": large.eval(), "small": run.net}
+    networks: dict[str, Any] = {"base": base, "large": whole_network(base, picture)}
+    networks |= {"small": run.net} if run.small.name != LARGE else {}
+    if run.small.name == SMALL:  # the other sizes too, each by its name
+        others = [row["folder"] for row in run.result.get("sizes", ()) if row["folder"] != SMALL]
+        networks |= {name: finished_run(run.folder / name).net for name in others}
     networks = {name: net.to(device) for name, net in networks.items()}
     chosen = (
         list(backends) if backends else [b for b in installed_backends() if device == "cpu" or b == "eager"]
@@ -118,7 +128,7 @@ def benchmark_run(
         "macs": {"large": run.result["large"]["macs"], "small": run.result["small"]["macs"]},
         "rows": rows,
     }
-    with written_aside(run.out / "benchmark.json") as file:
+    with written_aside(run.out / "benchmark.json", "then run the command again") as file:
         file.write((json.dumps(data, indent=1) + "\n").encode())
     return data
 
@@ -130,6 +140,7 @@ def push_run(folder: Path | str, to: str, *, private: bool = False, licence: str
         hub.utils.validate_repo_id(to)
     except hub.errors.HFValidationError as error:
         raise AdjoinedError(f"--to {to!r} is no name on the hub, such as user/name: {error}") from error
+    check_licence(licence)
     run = finished_run(folder)
     if not (run.out / "export" / "export.json").exists():
         export_run(folder, ["safetensors"], licence=licence)
@@ -138,12 +149,19 @@ def push_run(folder: Path | str, to: str, *, private: bool = False, licence: str
     try:
         api.create_repo(to, private=private, exist_ok=True)
         return str(api.upload_folder(folder_path=str(run.out / "export"), repo_id=to))
-    except (hub.errors.HfHubHTTPError, OSError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # of the hub, of the network below it, of a missing login
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise AdjoinedError(f"the hub did not take {to}: {reason}; log in with: hf auth login") from error
 
 
-def _at_least_1(**given: int) -> None:
-    for name, value in given.items():
-        if value < 1:
-            raise AdjoinedError(f"--{name} is {value}; it must be at least 1")
+def _check_formats(noted: dict[str, Any]) -> None:
+    if not all(isinstance(made["file"], str) for made in noted["formats"].values()):
+        raise ValueError("a format without a file")
+
+
+def check_licence(licence: str) -> None:
+    """Raise AdjoinedError for what is no identifier of a licence: it becomes a line of the card's YAML."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,99}", licence):
+        raise AdjoinedError(
+            f"--license {licence!r:.60} is no identifier of a licence; give one as the hub spells it, such as apache-2.0"
+        )

@@ -146,6 +146,7 @@ def _epoch(course: Course, tally: Tally, display: Display, stop: StopSignal) -> 
             return None
         if config.checkpoint_steps and tally.step % config.checkpoint_steps == 0:
             save(course, tally)
+    check_bad(setting.train)
     if course.guard.hopeless(look=True):
         _give_up(course, before + tally.step)
     tally.seconds = earlier + time.perf_counter() - start

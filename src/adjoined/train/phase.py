@@ -10,6 +10,7 @@ from timm.scheduler.scheduler import Scheduler
 from torch import Tensor
 
 from adjoined.data import Batches
+from adjoined.errors import AdjoinedError
 from adjoined.train.average import Average
 from adjoined.train.checkpoint import Checkpoints, random_state, restore_random_state
 from adjoined.train.config import CompressConfig
@@ -19,9 +20,11 @@ from adjoined.train.mixing import Change
 from adjoined.train.shard import collected, load_optimizer, parted
 from adjoined.train.tracking import Tracking
 
-__all__ = ["Course", "Phase", "Row", "Setting", "Tally", "restore", "save"]
+__all__ = ["Course", "Phase", "Row", "Setting", "Tally", "check_same_run", "restore", "save"]
 
 Row = dict[str, Any]
+# Fields of the config that say which run a checkpoint is of.
+IDENTITY = tuple("model model_args img_size data_fingerprint alpha macs params scope search own seed".split())
 
 
 @dataclass(frozen=True)
@@ -101,12 +104,30 @@ class Tally:
         return {name: float(total(value, accelerator)) / counted for name, value in self.sums.items()}
 
 
+def identity(config: CompressConfig) -> dict[str, Any]:
+    """What tells a run's checkpoints from another's."""
+    return {name: getattr(config, name) for name in IDENTITY}
+
+
+def check_same_run(state: dict[str, Any], config: CompressConfig) -> None:
+    """Raise AdjoinedError where a checkpoint is another run's."""
+    here = identity(config)
+    other = [n for n, was in state.get("run", {}).items() if n in here and here[n] != was]
+    if other:
+        name = other[0]
+        raise AdjoinedError(
+            f"the checkpoints are another run's: --{name.replace('_', '-')} was {state['run'][name]}, is {here[name]}; "
+            "take checkpoints/ away to train anew, or put the run's own back"
+        )
+
+
 def save(course: Course, tally: Tally, *, best: bool = False) -> None:
     """A checkpoint from which `restore` goes on at the very next step; all processes call it, the first writes."""
     phase, setting = course.phase, course.setting
     name = f"{phase.order}-{phase.name}-{tally.epoch:05d}"
     first = setting.accelerator.is_main_process
     state = {
+        "run": identity(setting.config),
         "phase": phase.name,
         "epoch": tally.epoch,
         "tally": _whole(tally, setting.accelerator),

@@ -34,7 +34,7 @@ def write_predictions(
 def compare_answers(
     networks: Mapping[str, Network], made: Batches, classes: int, device: torch.device
 ) -> dict[str, Any]:
-    """Confusion of both networks, and the pictures on which they differ most.
+    """Confusion of both networks, and the pictures on which their answers differ most.
 
     Returns:
         confusion: network → table, entry [i][j] counts pictures of class i taken for class j; none above 100 classes.
@@ -53,7 +53,10 @@ def compare_answers(
             for name, table in tables.items():
                 table.view(-1).add_(torch.bincount(target * classes + taken[name], minlength=classes**2))
             distance = (shares["large"] - shares["small"]).abs().sum(-1) / 2
-            for i in distance.topk(min(PICTURES, len(distance))).indices.tolist():
+            distance = torch.where(taken["large"] == taken["small"], -1.0, distance)  # both say the same
+            for i in (
+                i for i in distance.topk(min(PICTURES, len(distance))).indices.tolist() if distance[i] >= 0
+            ):
                 answers = (int(target[i]), int(taken["large"][i]), int(taken["small"][i]))
                 worst.append((float(distance[i]), x[i].cpu(), *answers))
             worst = sorted(worst, key=lambda row: -row[0])[:PICTURES]

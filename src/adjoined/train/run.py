@@ -6,6 +6,7 @@ RUN/config.yaml     the flags, as `--config` reads them
     result.json     accuracies, parameters, multiply-adds
     checkpoints/    of the last epochs and of the best
     logs/           what trackers write
+    large/          the large network's weights (safetensors) under its own names, and inputs.json
     small/          the small network, as `adjoined.load` reads it, and inputs.json: what to feed it
     small-ALPHA/    of several factors those after the first; of several budgets small-BUDGET/
 """
@@ -28,7 +29,6 @@ from adjoined.core.axes import Axes, find_axes
 from adjoined.core.plan import Plan, limit_of
 from adjoined.data import Batches, ImageData, InputSpec, input_spec, load_data, make_batches
 from adjoined.errors import AdjoinedError, DataError
-from adjoined.files import read_mapping
 from adjoined.models.build import build_model, check_outputs, default_lr
 from adjoined.network.nested import Nested
 from adjoined.network.twin import Adjoined
@@ -36,19 +36,23 @@ from adjoined.train.checkpoint import Checkpoints
 from adjoined.train.checks import check_config
 from adjoined.train.config import CompressConfig, save_config
 from adjoined.train.devices import from_first, make_accelerator, pick_device
-from adjoined.train.evaluate import judge, top1
+from adjoined.train.evaluate import judge, measures
 from adjoined.train.finish import finish
-from adjoined.train.finished import finished_run
-from adjoined.train.folder import append_metrics, held, open_folder, rewrite_metrics
+from adjoined.train.finished import finished_run, read_result
+from adjoined.train.folder import append_metrics, check_free, held, open_folder, rewrite_metrics
 from adjoined.train.loop import Phase, Row, Setting, fit
 from adjoined.train.order import put_in_order, share_out
+from adjoined.train.phase import check_same_run
 from adjoined.train.plans import SMALL, choose_plans, size_names, write_plans
+from adjoined.train.ranges import check_flag
 from adjoined.train.search import objective_of, run_search, search_facts, subset
 from adjoined.train.tasks import LabelTask, TwinTask
 from adjoined.train.tracking import check_trackers, tracked
 
 __all__ = ["compress", "evaluate", "load_parts", "make_accelerator", "make_loaders"]
 
+# Without these RUN/small is not whole.
+SAVED = ("inputs.json", "program.json", "model.safetensors")
 UNITS: tuple[tuple[Literal["params", "macs"], float], ...] = (("params", 1e6), ("macs", 1e9))
 
 
@@ -78,11 +82,19 @@ def compress(config: CompressConfig, *, console: Console | None = None) -> dict[
         )
     console = (console or Console()) if first else Console(quiet=True)
     folder, config = from_first(open_folder(config) if first else None, accelerator)
-    if config.resume and (folder / "result.json").exists():
-        return read_mapping(folder / "result.json") | {"out": str(folder)}
     with ExitStack() as until_done:
         if first:
             until_done.enter_context(held(folder))
+            if not config.resume:  # another process may have begun there since
+                check_free(folder)
+        if config.resume and (folder / "result.json").exists():
+            if all((folder / name / file).is_file() for name in size_names(config) for file in SAVED):
+                return read_result(folder)
+            if Checkpoints(folder / "checkpoints").latest() is None:
+                raise AdjoinedError(
+                    f"{folder} has lost {SMALL}/, and no checkpoint to make it from; train anew with another --out"
+                )
+            console.print(f"{folder} lacks a small network; making it from the last checkpoint")
         return from_first(_compress(config, folder, accelerator, console, until_done), accelerator)
 
 
@@ -95,6 +107,8 @@ def _compress(
         data, model, inputs = load_parts(config)
         axes = find_axes(model, torch.zeros(2, inputs.channels, *inputs.size))
         state = checkpoints.latest() if config.resume else None
+        if state is not None:
+            check_same_run(state, config)
         # Until the base is trained such a budget has a plan to order entries by, and no more.
         measures = config.measures and (state is None or state["phase"] == "base")
         plans, objective = [], None
@@ -156,11 +170,13 @@ def evaluate(
     device: str = "auto",
     workers: int = 2,
 ) -> dict[str, Any]:
-    """Top-1 in percent of the small network of a run, alone, on held-out pictures of `data`; None: the run's.
+    """Top-1 in percent, and top-5 and loss of more than 10 classes, of a network of a run on held-out pictures of `data`.
 
-    `folder` is a RUN or its small/. The batch size is the run's unless given. Raises AdjoinedError when
+    `folder` is a RUN, whose small/ is meant, or its small/, small-4/ or large/. `data`: None is the run's. The batch size is the run's unless given. Raises AdjoinedError when
     there is no finished run, DataError when the data's classes are not the network's.
     """
+    check_flag("batch_size", batch_size)
+    check_flag("workers", workers)
     run = finished_run(folder)
     found = run.pictures(data)
     _check_classes(found, run.inputs["classes"])
@@ -174,12 +190,13 @@ def evaluate(
         device=where,
     )
     net = run.net.to(where).eval()
-    score = top1({"small": net}, made, where)["small"]
+    found_by = measures(net, made, where, classes=found.num_classes)
     return {
-        "run": str(run.out),
+        "run": str(run.folder),
+        "network": run.small.name,
         "data": found.name,
         "pictures": len(made.images),
-        "top1": score,
+        **found_by,
         "params": sum(p.numel() for p in net.parameters()),
     }
 
@@ -200,6 +217,10 @@ def load_parts(config: CompressConfig) -> tuple[ImageData, nn.Module, InputSpec]
         checkpoint=config.checkpoint,
         model_args=config.model_args,
     )
+    if not any(p.requires_grad for p in model.parameters()):
+        raise AdjoinedError(
+            f"{config.model} has no parameter that can be trained; unfreeze some (requires_grad)"
+        )
     inputs = input_spec(model, img_size=config.img_size, channels=config.model_args.get("in_chans"))
     check_outputs(model, torch.zeros(2, inputs.channels, *inputs.size), data.num_classes, config.model)
     return data, model, inputs

@@ -129,7 +129,19 @@ def run_search(
     plan = objective.plan()
     if first:
         write_plan(plan, folder / "plan.json")
+    setting.console.print(_found(plan, config), highlight=False, soft_wrap=True)
     return plan
+
+
+def _found(plan: Plan, config: CompressConfig) -> str:
+    """The factors of each block, and what is trained from here."""
+    blocks: dict[str, list[str]] = {}
+    for w in plan.widths:
+        if w.role in ("heads", "hidden") and w.block:
+            blocks.setdefault(w.block, []).append(f"{w.role} 1/{w.alpha:.3g}")
+    told = "; ".join(f"{block} {', '.join(kept)}" for block, kept in blocks.items())
+    after = "" if config.search_only else "; both networks now train from the weights before the search"
+    return f"plan found: {told}{after}"
 
 
 def search_facts(config: CompressConfig, axes: Axes) -> dict[str, Any]:

@@ -44,6 +44,7 @@ from adjoined.train.finish import block_costs, save_small
 from adjoined.train.folder import held, open_folder, rewrite_metrics, write_plan
 from adjoined.train.plans import choose_plans
 from adjoined.train.predictions import write_predictions
+from adjoined.train.ranges import check_flag
 from adjoined.train.run import load_parts, make_loaders
 
 __all__ = ["SHARED", "ShrinkConfig", "shrink_run"]
@@ -84,8 +85,7 @@ def shrink_run(
 
 
 def _checked(config: CompressConfig, options: ShrinkConfig) -> CompressConfig:
-    if options.samples is not None and options.samples < 1:
-        raise AdjoinedError(f"--samples is {options.samples}; it must be at least 1")
+    check_flag("samples", options.samples)
     if options.max_drop is not None and not 0 <= options.max_drop <= 100:
         raise AdjoinedError(f"--max-drop is {options.max_drop}; it is a number of points of top-1, 0 to 100")
     sizes = [f"--{n}" for n in ("alpha", "plan", "macs", "params") if getattr(config, n) is not None]
