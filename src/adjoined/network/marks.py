@@ -142,6 +142,8 @@ class Marker:
     def copied(self, node: fx.Node, copy: fx.Node) -> None:
         """Mark `copy`, and write what comes right after `node`."""
         copy.meta = {"call": node.meta.get("call", 0), "val": node.meta.get("val")}
+        for size in copy.all_input_nodes:
+            _mark_size(size, copy.meta["call"])
         if through := dict(node.meta.get("through", ())):
             leaves, spec = pytree.tree_flatten((copy.args, copy.kwargs))
             for at, index in through.items():
@@ -215,6 +217,16 @@ class Marker:
     def _batch(self) -> int | None:
         sizes = (n.meta["val"] for n in self.new.nodes if n.target is SIZE and n.args[0].op == "placeholder")  # type: ignore[union-attr]
         return next((v for v in sizes if type(v) is int), None)
+
+
+def _mark_size(node: fx.Node, call: int) -> None:
+    """Mark what was written for a size that the plan changes: arithmetic on sizes that are there."""
+    if node.op != "call_function" or "call" in node.meta:
+        return
+    for source in node.all_input_nodes:
+        _mark_size(source, call)
+    values: Any = fx.map_arg(node.args, lambda n: n.meta["val"])
+    node.meta = {"call": call, "val": node.target(*values)}  # type: ignore[operator]
 
 
 def _is_size(node: fx.Node) -> bool:
