@@ -267,3 +267,14 @@ def test_batches_of_a_tokenizer_and_padding_that_does_not_count():
     assert first[1].plan == second[1].plan
     for name, value in first[0].items():
         torch.testing.assert_close(value, second[0][name], rtol=1e-5, atol=1e-6)
+
+
+def test_less_than_was_measured_is_shared_evenly():
+    model, x = vit()
+    axes = adjoined.find_axes(model, x[:2])
+    whole = {a.name: a.size for a in axes if not a.pinned}
+    least = axes.plan(kept=whole | {n: 1 for n in whole if axes[n].role in ("heads", "hidden")})
+    budget = int(1.01 * axes.cost(least).macs)
+    net, result = adjoined.shrink(model, [x], macs=budget)
+    assert result.macs[1] <= budget
+    assert torch.isfinite(net(x)).all()

@@ -22,11 +22,12 @@ GRAIN, WIDE = 8, 64
 
 @dataclass(frozen=True)
 class Step:
-    """`axis` keeps `kept` from here on; `damage` is the sum over all axes then."""
+    """`axis` keeps `kept` from here on; `damage` is the sum over all axes then, `cost` that of the whole network."""
 
     axis: str
     kept: int
     damage: float
+    cost: float
 
 
 def greedy_path(axes: Axes, damages: Mapping[str, Damage], what: str = "macs") -> list[Step]:
@@ -57,29 +58,26 @@ def greedy_path(axes: Axes, damages: Mapping[str, Damage], what: str = "macs") -
         kept, extra = moves[name][i]
         counts[name] = kept
         total += extra
-        steps.append(Step(name, kept, total))
+        steps.append(Step(name, kept, total, cost()))
         push(name, i + 1)
     return steps
 
 
 def plan_on_path(axes: Axes, steps: list[Step], budget: float, what: str = "macs") -> Plan:
     """The first network on the path whose cost is at most `budget` (absolute). Raises PlanError where none is."""
+    full = getattr(axes.cost(), what)
     counts: dict[str, int] = {}
-
-    def cost() -> float:
-        return axes.polynomial.value({axes[name].atom: n for name, n in counts.items()}, what)
-
+    cost = full
     for step in steps:
-        if cost() <= budget:
+        if cost <= budget:
             break
-        counts[step.axis] = step.kept
-    if cost() > budget:
-        full = getattr(axes.cost(), what)
+        counts[step.axis], cost = step.kept, step.cost
+    if cost > budget:
         raise PlanError(
-            f"{what}={budget:g} cannot be met; the least that can is {cost() / full:.3f} of the whole network"
+            f"{what}={budget:g} cannot be met; the least that can is {cost / full:.3f} of the whole network"
         )
     plan = axes.plan(kept={a.name: counts.get(a.name, a.size) for a in axes if a.pinned is None})
-    return Plan(plan.widths, f"{what}={budget / getattr(axes.cost(), what):.3g}, measured with repair")
+    return Plan(plan.widths, f"{what}={budget / full:.3g}, measured with repair")
 
 
 def _moves(size: int, damage: Damage) -> list[tuple[int, float]]:

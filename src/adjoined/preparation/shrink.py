@@ -214,8 +214,10 @@ class Setup:
         if self.steps is None:
             assert self.plans is not None
             return self.plans[budget]
-        full = getattr(self.axes.cost(), self.what)
-        return plan_on_path(self.axes, self.steps, limit_of(budget, full, self.what), self.what)
+        limit = limit_of(budget, getattr(self.axes.cost(), self.what), self.what)
+        if limit < self.steps[-1].cost:  # less than was measured: an eighth of each width
+            return self.axes.plan(macs=budget) if self.what == "macs" else self.axes.plan(params=budget)
+        return plan_on_path(self.axes, self.steps, limit, self.what)
 
 
 def begin(

@@ -100,7 +100,7 @@ def _tiles(run: Run) -> str:
         ("Smaller", f"{large['params'] / small['params']:.2f} ×", f"{large['params']:,} → {small['params']:,} parameters"),
         ("Fewer multiply-adds", f"{large['macs'] / small['macs']:.2f} ×", f"{large['macs'] / 1e9:.4g} → {small['macs'] / 1e9:.4g} GMACs a picture"),
         *_faster(run),
-        ("Time", seconds_in_words(run.result["seconds"]), f"{run.result['seconds']:,.0f} seconds of training and evaluation on {run.result.get('device', 'this device')}"),
+        ("Time", seconds_in_words(run.result["seconds"]), f"{run.result['seconds']:,.0f} seconds, all in, on {run.result.get('device', 'this device')}"),
     ]  # fmt: skip
     made = (
         f'<div class="card tile">{escape(name)}<b>{escape(value)}</b><small>{escape(text)}</small></div>'
@@ -214,11 +214,13 @@ def _pictures(run: Run) -> str:
 
 def _settings(run: Run) -> str:
     again = f"adjoined compress --config={shlex.quote(str(run.folder / 'config.yaml'))} --out=AGAIN"
+    same = f"<p>The same, from the file of the run:</p><pre>{escape(again)}</pre>"
+    same = "" if "command" in run.result else same  # of a run without training
     settings = yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True)
     made = f"PyTorch {run.result['torch']}" if "torch" in run.result else ""
     return (
         f'<section class="grid"><div class="card"><h3>The command</h3><p>Every flag of it. {escape(made)}</p>'
-        f"<pre>{escape(command_of(run))}</pre><p>The same, from the file of the run:</p><pre>{escape(again)}</pre></div>"
+        f"<pre>{escape(command_of(run))}</pre>{same}</div>"
         f'<div class="card"><h3>The configuration</h3><pre>{escape(settings)}</pre></div></section>'
     )
 
