@@ -56,10 +56,11 @@ def test_blocks_are_in_natural_order(run):
     assert numbers == list(range(12))
 
 
-def test_the_classes_of_the_classifier_are_no_hidden_units(run):
+@pytest.mark.parametrize("block", ["", "head"])
+def test_the_classes_of_the_classifier_are_no_hidden_units(run, block):
     write_run(run)
     plan = json.loads((run / "plan.json").read_text())
-    plan["widths"].append({"name": "head.out", "role": "hidden", "block": "", "size": 5, "kept": 5})
+    plan["widths"].append({"name": "head.out", "role": "hidden", "block": block, "size": 5, "kept": 5})
     (run / "plan.json").write_text(json.dumps(plan))
     assert "head.out" not in json.dumps(figures(page_alone(run))["run-0-widths"])
 

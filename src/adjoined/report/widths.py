@@ -38,7 +38,7 @@ def panels(run: Run) -> dict[str, list[tuple[str, Width]]]:
     """
     out = {}
     for role in ROLE_WORDS:
-        mine = [w for w in run.widths if w.role == role and not _is_output(w)]
+        mine = [w for w in run.widths if w.role == role and not _is_output(run, w)]
         if any(w.kept < w.size for w in mine):
             blocks = [w.block for w in mine]
             out[role] = [(w.block if w.block and blocks.count(w.block) == 1 else w.name, w) for w in mine]
@@ -167,9 +167,12 @@ def _kept_and_cut(role: str, rows: Sequence[tuple[str, Width]], first: bool) -> 
     return [kept, cut]
 
 
-def _is_output(width: Width) -> bool:
-    """Whether a width is the classifier's classes, which the plan lists as hidden units of no block."""
-    return width.role == "hidden" and not width.block and width.kept == width.size
+def _is_output(run: Run, width: Width) -> bool:
+    """Whether a width is the classifier's classes, which the plan lists as hidden units of a block that cannot be cut."""
+    known = run.result.get("blocks") or {width.block: None}
+    return (
+        width.role == "hidden" and width.kept == width.size and (not width.block or width.block not in known)
+    )
 
 
 def _kept_whole(run: Run, shown: dict[str, Any]) -> str:
@@ -177,7 +180,7 @@ def _kept_whole(run: Run, shown: dict[str, Any]) -> str:
     rest = sorted(
         (w.role, w.size)
         for w in run.widths
-        if w.role in ROLE_WORDS and w.role not in shown and not _is_output(w)
+        if w.role in ROLE_WORDS and w.role not in shown and not _is_output(run, w)
     )
     parts = []
     for role, group in groupby(rest, key=lambda pair: pair[0]):
