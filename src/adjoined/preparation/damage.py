@@ -42,7 +42,9 @@ def fast_precision(device: torch.device) -> AbstractContextManager[Any]:
     fast = (
         torch.cuda.is_bf16_supported()
         if device.type == "cuda"
-        else device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        else device.type == "cpu"
+        and torch.backends.mkldnn.is_available()
+        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     )
     return torch.autocast(device.type, torch.bfloat16, enabled=fast)
 
