@@ -168,7 +168,7 @@ def test_what_is_not_there_is_told_before_training(tmp_path, monkeypatch, capsys
 
 
 def test_a_name_from_python_is_checked_too(config):
-    with pytest.raises(AdjoinedError, match=r"--track tensorbord is no tracker; .*did you mean tensorboard"):
+    with pytest.raises(AdjoinedError, match=r"--track is .*tensorbord.*; did you mean tensorboard"):
         compress(replace(config, track=["tensorbord"]))
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
-from adjoined.errors import AdjoinedError
+from adjoined.errors import AdjoinedError, did_you_mean
 
 if TYPE_CHECKING:
     from adjoined.train.config import CompressConfig
@@ -124,7 +124,8 @@ def check_types(config: "CompressConfig") -> None:
     for name in (f.name for f in fields(config)):
         value, flag = getattr(config, name), f"--{name.replace('_', '-')}"
         if not _is_a(value, hints[name]):
-            raise AdjoinedError(f"{flag} is {value!r:.60}; it takes {_words(hints[name])}")
+            near = _near(value, hints[name])
+            raise AdjoinedError(f"{flag} is {value!r:.60}; it takes {_words(hints[name])}{near}")
         if isinstance(value, str):
             check_text(flag, value)
 
@@ -137,6 +138,15 @@ def check_text(flag: str, value: str) -> None:
         raise AdjoinedError(
             f"{flag} is {value!r:.60}, with characters that cannot be printed; leave them out"
         )
+
+
+def _near(value: Any, kind: Any) -> str:
+    """What a misspelt word may have meant."""
+    if get_origin(kind) is Literal:
+        return did_you_mean(value, get_args(kind)) if isinstance(value, str) else ""
+    values = value if isinstance(value, list) else [value]
+    found = (_near(v, one) for one in get_args(kind) for v in values if not _is_a(v, one))
+    return next((near for near in found if near), "")
 
 
 def _is_a(value: Any, kind: Any) -> bool:
