@@ -144,6 +144,8 @@ def _near(value: Any, kind: Any) -> str:
     """What a misspelt word may have meant."""
     if get_origin(kind) is Literal:
         return did_you_mean(value, get_args(kind)) if isinstance(value, str) else ""
+    if get_origin(kind) is not list and get_origin(kind) is not UnionType:
+        return ""
     values = value if isinstance(value, list) else [value]
     found = (_near(v, one) for one in get_args(kind) for v in values if not _is_a(v, one))
     return next((near for near in found if near), "")
