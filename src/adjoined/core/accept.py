@@ -27,7 +27,7 @@ LORA = re.compile(r"(^|\.)lora_(A|B|down|up|embedding_A|embedding_B)(\.|$)")
 
 
 def check_model(model: object) -> None:
-    """Raise AdjoinedError, with what to give instead, unless `model` is a plain network in floating point."""
+    """Raise AdjoinedError unless `model` is a plain floating-point network; the message says what to pass instead."""
     if not isinstance(model, nn.Module):
         is_class = isinstance(model, type)
         name = model.__name__ if is_class else type(model).__name__

@@ -174,7 +174,8 @@ def find_axes(model: nn.Module, example: Example) -> Axes:
 
     Raises:
         CaptureError: the model cannot be captured, with the line that stopped it and what to try.
-        AdjoinedError: `model` is no module, or is wrapped, scripted, quantised or has adapters; with what to give instead.
+        AdjoinedError: `model` is not an nn.Module, or is wrapped, scripted, quantised or has adapters. The message says what
+            to pass instead.
 
     Warns of what the capture noticed (`Capture.notes`).
     """

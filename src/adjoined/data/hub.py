@@ -230,7 +230,7 @@ def numbers(name: str, images: Images) -> list[str]:
     if largest >= MAX_CLASSES:
         raise DataError(
             f"{name}: the label of {images.name(row)} is {largest}; labels without names lie in 0 to {MAX_CLASSES - 1}: "
-            "mend that row, or number the classes from 0"
+            "fix that row, or number the classes from 0"
         )
     return [str(i) for i in range(largest + 1)]
 

@@ -30,23 +30,25 @@ def leaf_of(
     if len(nodes) != 1 or not isinstance(nodes[0].target, torch._ops.OpOverload):
         return None
     node, schema = nodes[0], nodes[0].target._schema
-    given = _bind(node)
+    arguments = _bind(node)
     name = schema.name.split("::")[1]
     make = LAYERS.get(name) or LAYERS.get(name.removesuffix("_"))
     if make is None:
         return None
-    given["inplace"], given["training"] = {"inplace": True} if name.endswith("_") else {}, training
+    arguments["inplace"], arguments["training"] = {"inplace": True} if name.endswith("_") else {}, training
     try:
-        layer, tensors = make(given, stored)
+        layer, tensors = make(arguments, stored)
     except (_No, TypeError, ValueError, RuntimeError, OverflowError):  # of a file, sizes that no layer has
         return None
-    found = {attr: given[argument] for attr, argument in tensors.items() if given[argument] is not None}
-    read = [n for n in node.all_input_nodes if n not in found.values()]
-    first = given.get("input", given.get("self", given.get("indices")))
-    if read != [first] or any(t not in stored for t in found.values()):
+    weights = {
+        attr: arguments[argument] for attr, argument in tensors.items() if arguments[argument] is not None
+    }
+    read = [n for n in node.all_input_nodes if n not in weights.values()]
+    input_node = next((arguments[n] for n in ("input", "self", "indices") if n in arguments), None)
+    if read != [input_node] or any(t not in stored for t in weights.values()):
         return None
     shapes = {n: p.shape for n, p in layer.named_parameters()}
-    return (layer, read[0], found) if shapes == {n: stored[t].shape for n, t in found.items()} else None
+    return (layer, read[0], weights) if shapes == {n: stored[t].shape for n, t in weights.items()} else None
 
 
 class _No(Exception):
@@ -56,9 +58,9 @@ class _No(Exception):
 def _bind(node: fx.Node) -> Arguments:
     """The arguments of a call by name, defaults filled in."""
     schema = node.target._schema.arguments  # type: ignore[union-attr]
-    given: Arguments = {a.name: a.default_value if a.has_default_value() else None for a in schema}
-    given |= dict(zip((a.name for a in schema), node.args, strict=False))
-    return given | dict(node.kwargs)
+    arguments: Arguments = {a.name: a.default_value if a.has_default_value() else None for a in schema}
+    arguments |= dict(zip((a.name for a in schema), node.args, strict=False))
+    return arguments | dict(node.kwargs)
 
 
 def _need(legal: bool) -> None:
@@ -71,23 +73,27 @@ def _shape(node: Any, stored: Stored, ndim: int) -> torch.Size:
     return stored[node].shape
 
 
-def _linear(given: Arguments, stored: Stored) -> tuple[nn.Module, dict[str, str]]:
-    rows, columns = _shape(given["weight"], stored, 2)
-    layer = nn.Linear(columns, rows, given["bias"] is not None, device="meta")
+def _linear(arguments: Arguments, stored: Stored) -> tuple[nn.Module, dict[str, str]]:
+    rows, columns = _shape(arguments["weight"], stored, 2)
+    layer = nn.Linear(columns, rows, arguments["bias"] is not None, device="meta")
     return layer, {"weight": "weight", "bias": "bias"}
 
 
 def _convolution(kind: type) -> Callable[[Arguments, Stored], tuple[nn.Module, dict[str, str]]]:
-    def make(given: Arguments, stored: Stored) -> tuple[nn.Module, dict[str, str]]:
+    def make(arguments: Arguments, stored: Stored) -> tuple[nn.Module, dict[str, str]]:
         dims = int(kind.__name__[4])
-        rows, columns, *kernel = _shape(given["weight"], stored, dims + 2)
-        groups, sizes = given["groups"], [_sizes(given[n], dims) for n in ("stride", "dilation")]
-        padding = given["padding"] if isinstance(given["padding"], str) else _sizes(given["padding"], dims)
+        rows, columns, *kernel = _shape(arguments["weight"], stored, dims + 2)
+        groups, sizes = arguments["groups"], [_sizes(arguments[n], dims) for n in ("stride", "dilation")]
+        padding = (
+            arguments["padding"]
+            if isinstance(arguments["padding"], str)
+            else _sizes(arguments["padding"], dims)
+        )
         _need(isinstance(groups, int) and groups > 0 and rows % groups == 0 and min(*sizes[0], *sizes[1]) > 0)
         _need(padding != "same" or set(sizes[0]) == {1})
         layer = kind(
             columns * groups, rows, tuple(kernel), sizes[0], padding, sizes[1], groups,
-            given["bias"] is not None, device="meta",
+            arguments["bias"] is not None, device="meta",
         )  # fmt: skip
         return layer, {"weight": "weight", "bias": "bias"}
 
@@ -101,57 +107,68 @@ def _sizes(value: Any, dims: int) -> tuple[int, ...]:
     return values * dims if len(values) == 1 else values
 
 
-def _layer_norm(given: Arguments, stored: Stored) -> tuple[nn.Module, dict[str, str]]:
-    shape = _norm_shape(given)
+def _layer_norm(arguments: Arguments, stored: Stored) -> tuple[nn.Module, dict[str, str]]:
+    shape = _norm_shape(arguments)
     layer = nn.LayerNorm(
-        shape, given["eps"], given["weight"] is not None, given["bias"] is not None, device="meta"
+        shape, arguments["eps"], arguments["weight"] is not None, arguments["bias"] is not None, device="meta"
     )
     return layer, {"weight": "weight", "bias": "bias"}
 
 
-def _rms_norm(given: Arguments, stored: Stored) -> tuple[nn.Module, dict[str, str]]:
-    layer = nn.RMSNorm(_norm_shape(given), given["eps"], given["weight"] is not None, device="meta")
+def _rms_norm(arguments: Arguments, stored: Stored) -> tuple[nn.Module, dict[str, str]]:
+    layer = nn.RMSNorm(
+        _norm_shape(arguments), arguments["eps"], arguments["weight"] is not None, device="meta"
+    )
     return layer, {"weight": "weight"}
 
 
-def _norm_shape(given: Arguments) -> list[int]:
-    shape = list(given["normalized_shape"])
+def _norm_shape(arguments: Arguments) -> list[int]:
+    shape = list(arguments["normalized_shape"])
     _need(all(isinstance(n, int) and n >= 0 for n in shape))
-    _need(given["eps"] is None or isinstance(given["eps"], float))
+    _need(arguments["eps"] is None or isinstance(arguments["eps"], float))
     return shape
 
 
-def _group_norm(given: Arguments, stored: Stored) -> tuple[nn.Module, dict[str, str]]:
-    (channels,) = _shape(given["weight"], stored, 1)
-    groups = given["num_groups"]
-    _need(isinstance(groups, int) and groups > 0 and channels % groups == 0 and given["bias"] is not None)
-    return nn.GroupNorm(groups, channels, given["eps"], device="meta"), {"weight": "weight", "bias": "bias"}
+def _group_norm(arguments: Arguments, stored: Stored) -> tuple[nn.Module, dict[str, str]]:
+    (channels,) = _shape(arguments["weight"], stored, 1)
+    groups = arguments["num_groups"]
+    _need(isinstance(groups, int) and groups > 0 and channels % groups == 0 and arguments["bias"] is not None)
+    return nn.GroupNorm(groups, channels, arguments["eps"], device="meta"), {
+        "weight": "weight",
+        "bias": "bias",
+    }
 
 
-def _embedding(given: Arguments, stored: Stored) -> tuple[nn.Module, dict[str, str]]:
-    rows, columns = _shape(given["weight"], stored, 2)
-    padding = None if given["padding_idx"] == -1 else given["padding_idx"]
+def _embedding(arguments: Arguments, stored: Stored) -> tuple[nn.Module, dict[str, str]]:
+    rows, columns = _shape(arguments["weight"], stored, 2)
+    padding = None if arguments["padding_idx"] == -1 else arguments["padding_idx"]
     _need(padding is None or (isinstance(padding, int) and 0 <= padding < rows))
     layer = nn.Embedding(
-        rows, columns, padding, scale_grad_by_freq=bool(given["scale_grad_by_freq"]), sparse=bool(given["sparse"]), device="meta"
+        rows, columns, padding, scale_grad_by_freq=bool(arguments["scale_grad_by_freq"]), sparse=bool(arguments["sparse"]), device="meta"
     )  # fmt: skip
     return layer, {"weight": "weight"}
 
 
-def _dropout(given: Arguments, stored: Stored) -> tuple[nn.Module, dict[str, str]]:
-    p = given["p"]
-    _need(isinstance(p, (int, float)) and 0 <= p <= 1 and (p == 0 or given["train"] is given["training"]))
+def _dropout(arguments: Arguments, stored: Stored) -> tuple[nn.Module, dict[str, str]]:
+    p = arguments["p"]
+    _need(
+        isinstance(p, (int, float))
+        and 0 <= p <= 1
+        and (p == 0 or arguments["train"] is arguments["training"])
+    )
     return nn.Dropout(p), {}
 
 
 def _plain(kind: Callable[..., nn.Module], **names: str) -> Callable:
     """A layer without tensors; `names`: argument of its constructor → argument of the operator, all of them."""
 
-    def make(given: Arguments, stored: Stored) -> tuple[nn.Module, dict[str, str]]:
-        rest = given.keys() - {*names.values(), "self", "input", "dtype", "inplace", "training"}
-        values = {n: given[argument] for n, argument in names.items()}
-        _need(not rest and given.get("dtype") is None and not any(map(_holds_node, values.values())))
-        return kind(**values, **given["inplace"]), {}
+    def make(arguments: Arguments, stored: Stored) -> tuple[nn.Module, dict[str, str]]:
+        unexpected = arguments.keys() - {*names.values(), "self", "input", "dtype", "inplace", "training"}
+        values = {n: arguments[argument] for n, argument in names.items()}
+        _need(
+            not unexpected and arguments.get("dtype") is None and not any(map(_holds_node, values.values()))
+        )
+        return kind(**values, **arguments["inplace"]), {}
 
     return make
 
@@ -160,9 +177,11 @@ def _holds_node(value: Any) -> bool:
     return isinstance(value, fx.Node) or (isinstance(value, (list, tuple)) and any(map(_holds_node, value)))
 
 
-def _elu(given: Arguments, stored: Stored) -> tuple[nn.Module, dict[str, str]]:
-    _need(given["scale"] == given["input_scale"] == 1 and isinstance(given["alpha"], (int, float)))
-    return nn.ELU(given["alpha"], **given["inplace"]), {}
+def _elu(arguments: Arguments, stored: Stored) -> tuple[nn.Module, dict[str, str]]:
+    _need(
+        arguments["scale"] == arguments["input_scale"] == 1 and isinstance(arguments["alpha"], (int, float))
+    )
+    return nn.ELU(arguments["alpha"], **arguments["inplace"]), {}
 
 
 LAYERS: dict[str, Callable[[Arguments, Stored], tuple[nn.Module, dict[str, str]]]] = {
@@ -208,17 +227,17 @@ def _batch_norm(
     *count, node = nodes
     if getattr(node.target, "_opname", "") != "batch_norm" or len(count) > 1:
         return None
-    given = _bind(node)
-    x, mean, momentum = given["input"], given["running_mean"], given["momentum"]
-    tensors = {n: given[n] for n in STATE if given[n] is not None}
-    affine = given["weight"] is not None
+    arguments = _bind(node)
+    x, mean, momentum = arguments["input"], arguments["running_mean"], arguments["momentum"]
+    tensors = {n: arguments[n] for n in STATE if arguments[n] is not None}
+    affine = arguments["weight"] is not None
     whole = {*tensors} == ({*STATE} if affine else {"running_mean", "running_var"})
     if not whole or any(t not in stored for t in tensors.values()) or x in stored or bool(count) != training:
         return None
-    if given["training"] is not training or not isinstance(momentum, float):
+    if arguments["training"] is not training or not isinstance(momentum, float):
         return None
     for add in count:
         if getattr(add.target, "_opname", "") != "add_" or add.args[1:] != (1,) or add.users:
             return None
         tensors["num_batches_tracked"] = add.args[0]
-    return BATCH_NORMS[kind](len(stored[mean]), given["eps"], momentum, affine, device="meta"), x, tensors
+    return BATCH_NORMS[kind](len(stored[mean]), arguments["eps"], momentum, affine, device="meta"), x, tensors

@@ -128,7 +128,7 @@ def make_tree(model: nn.Module, graphs: Mapping[str, Graph], small: Mapping[str,
 class Marker:
     """Marks the nodes of a graph that is being copied with their calls.
 
-    A module that returned its input becomes an `alias` of its own, which the tree makes an nn.Identity of.
+    For a module that returned its input unchanged, an `alias` node is inserted; the tree turns it into an nn.Identity.
     """
 
     def __init__(self, old: Graph, new: fx.Graph, env: Mapping[fx.Node, fx.Node]):
@@ -156,7 +156,7 @@ class Marker:
             self.made[i].meta = {"call": p.call, "val": source.meta.get("val")}
 
     def finish(self) -> None:
-        """Sizes that follow the batch are read, in each call, from a tensor that it works on: no call needs them given."""
+        """Inside each module, read batch-dependent sizes from one of its tensors, so that they need not be passed in."""
         for node in list(self.new.nodes):
             inputs = node.all_input_nodes
             if _is_size(node) and inputs and all(map(_is_size, inputs)):

@@ -27,7 +27,7 @@ def call(module: nn.Module, *args: Any) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """What a module runs: `graph` takes modules below it, tensors below it, then the values given."""
+    """The code of a module. The inputs of `graph` are, in order: submodules, their tensors, the module's own inputs."""
 
     graph: fx.GraphModule
     modules: tuple[Path, ...]
@@ -121,7 +121,7 @@ def lay_out(program: Program, tensors: Mapping[str, Tensor], buffers: set[str]) 
 
 
 def _why_flat(name: str, sides: list[Side]) -> str:
-    """Why a module cannot run a part of its own; "" if it can."""
+    """Why a module cannot have a forward of its own; "" if it can."""
     if not name:
         return ""
     spans = [(side, side.spans[name]) for side in sides if name in side.spans]
