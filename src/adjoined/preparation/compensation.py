@@ -25,7 +25,7 @@ from adjoined.errors import AdjoinedError
 from adjoined.network.twin import Adjoined
 from adjoined.preparation.lane import large_lane, small_lane
 from adjoined.preparation.readers import Reader, find_readers, to_reader
-from adjoined.preparation.statistics import Moments, rows_of
+from adjoined.preparation.statistics import Moments, ridge_solution, rows_of
 
 __all__ = ["RIDGE", "Compensation", "Solved", "compensate"]
 
@@ -157,15 +157,7 @@ def _solve(reader: Reader, pair: _Pair, ridge: float, stream_target: bool) -> So
 def _ridge(moments: Moments, rows: Tensor, affine: bool, ridge: float) -> tuple[Tensor, Tensor | None]:
     """W' (out, in) and b' (out) in float64; without a bias the map is linear."""
     second, cross = moments.second(centred=affine), moments.cross(centred=affine)
-    if not bool(second.isfinite().all() and cross.isfinite().all()):
-        raise AdjoinedError(
-            "the calibration inputs lead to activations that are not finite; leave such inputs out"
-        )
-    weight = rows.double()
-    level = ridge * float(second.diagonal().mean())
-    if level > 0:
-        eye = torch.eye(len(second), dtype=second.dtype, device=second.device)
-        weight = torch.linalg.solve(second + level * eye, (cross + level * weight).T).T
+    weight = ridge_solution(second, cross, rows, ridge)
     return weight, moments.target_mean - weight @ moments.mean if affine else None
 
 

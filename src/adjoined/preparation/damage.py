@@ -18,10 +18,9 @@ from torch.utils import _pytree as pytree
 from adjoined.core.axes import Axes, Axis
 from adjoined.core.capture import Example, in_eval
 from adjoined.core.slicing import entry_numbers
-from adjoined.errors import AdjoinedError
 from adjoined.preparation.lane import Lane, large_lane
 from adjoined.preparation.readers import Reader, find_readers
-from adjoined.preparation.statistics import Moments, reader_moments
+from adjoined.preparation.statistics import Moments, reader_moments, ridge_solution
 
 __all__ = ["Damage", "fast_precision", "measure_damage", "resolve"]
 
@@ -159,13 +158,6 @@ def resolve(
     second = meter.second(centred=affine)
     live = live.to(second.device)
     rows = rows.double()
-    level = ridge * float(second.diagonal()[live].mean())
-    system = second[live][:, live]
-    system.diagonal().add_(level)
-    factor, failed = torch.linalg.cholesky_ex(system)
-    if bool(failed):
-        raise AdjoinedError("the calibration inputs are constant or not finite; give inputs that differ")
-    right = rows @ second[:, live] + level * rows[:, live]
     solved = torch.zeros_like(rows)
-    solved[:, live] = torch.cholesky_solve(right.T, factor).T
+    solved[:, live] = ridge_solution(second[live][:, live], rows @ second[:, live], rows[:, live], ridge)
     return solved, (rows - solved) @ meter.mean if affine else None

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from adjoined.core.axes import Axes, Axis
 from adjoined.core.propagate import op_name
 
-__all__ = ["Reader", "Residual", "find_readers", "to_reader"]
+__all__ = ["OPERATORS", "Reader", "Residual", "find_readers", "to_reader"]
 
 # Operator → positions of input, weight and bias among its arguments, the channel dimension of input and output, and the
 # dimension of the weight that is summed over.

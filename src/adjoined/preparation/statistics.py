@@ -12,19 +12,10 @@ from adjoined.core.capture import Example, in_eval, normalise_example
 from adjoined.core.propagate import op_name
 from adjoined.errors import AdjoinedError
 from adjoined.network.program import build_program
+from adjoined.preparation.readers import OPERATORS
 
-__all__ = ["Moments", "reader_moments", "rows_of", "token_mask"]
+__all__ = ["Moments", "reader_moments", "ridge_solution", "rows_of", "token_mask"]
 
-# Operator that sums over channels of an input by a weight, the next argument → position of the input, where its channels are.
-OPERANDS: dict[str, tuple[int, int]] = {
-    "linear": (0, -1),
-    "addmm": (1, -1),
-    "matmul": (0, -1),
-    "mm": (0, -1),
-    "conv1d": (0, 1),
-    "conv2d": (0, 1),
-    "conv3d": (0, 1),
-}
 # Keyword inputs that say which tokens count.
 MASKS = ("attention_mask", "pixel_mask", "padding_mask")
 
@@ -84,6 +75,25 @@ def rows_of(x: Tensor, channels: int, mask: Tensor | None = None) -> Tensor:
     return moved.flatten(0, -2)
 
 
+def ridge_solution(second: Tensor, cross: Tensor, start: Tensor, ridge: float) -> Tensor:
+    """min over W of E ‖t − W x‖² + λ ‖W − start‖² from moments, λ = ridge · mean diagonal of `second`; float64.
+
+    Args: second: E[x xᵀ], (C, C). cross: E[t xᵀ], (D, C). start: (D, C). Inputs that are all constant leave `start`.
+
+    Raises AdjoinedError for moments that are not finite.
+    """
+    if not bool(second.isfinite().all() and cross.isfinite().all()):
+        raise AdjoinedError(
+            "the calibration inputs lead to activations that are not finite; leave such inputs out"
+        )
+    start = start.double()
+    level = ridge * float(second.diagonal().mean())
+    if level <= 0:
+        return start
+    eye = torch.eye(len(second), dtype=second.dtype, device=second.device)
+    return torch.linalg.solve(second + level * eye, (cross + level * start).T).T
+
+
 def token_mask(kwargs: Mapping[str, Any]) -> Tensor | None:
     """The tokens that count, (B, N) of bool, if an input says so."""
     for name in MASKS:
@@ -130,10 +140,11 @@ class _Meter(fx.Interpreter):
         self.mask: Tensor | None = None
 
     def run_node(self, n: fx.Node) -> Any:
-        at, channels = OPERANDS.get(op_name(n), (0, None))
-        weight = n.args[at + 1] if channels is not None and len(n.args) > at + 1 else None
-        name = self.weights.get(weight) if isinstance(weight, fx.Node) else None
-        if name is not None and channels is not None:
-            x = rows_of(self.env[n.args[at]], channels, self.mask)  # type: ignore[index]
-            self.moments.setdefault((name, x.shape[1]), Moments()).update(x)
+        if (operands := OPERATORS.get(op_name(n))) is not None:
+            at_x, at_weight, _, channels, _ = operands
+            weight = n.args[at_weight]
+            name = self.weights.get(weight) if isinstance(weight, fx.Node) else None
+            if name is not None:
+                x = rows_of(self.env[n.args[at_x]], channels, self.mask)  # type: ignore[index]
+                self.moments.setdefault((name, x.shape[1]), Moments()).update(x)
         return super().run_node(n)
