@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import Argument
 from torch.utils import _pytree as pytree
 
 from adjoined.core.graph import Graph, Stored
@@ -363,7 +364,7 @@ def _detached(graph: fx.Graph, out: Any) -> Any:
     return node
 
 
-def _without_gradient(graph: fx.Graph, value: Any) -> Any:
+def _without_gradient(graph: fx.Graph, value: Argument) -> Argument:
     """Operators that write to their arguments refuse those with gradients; buffers are written to and have none."""
     val = value.meta.get("val") if isinstance(value, fx.Node) else None
     return _detached(graph, value) if isinstance(val, Tensor) and val.requires_grad else value

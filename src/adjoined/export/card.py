@@ -116,7 +116,7 @@ def _inputs_section(inputs: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _plain(text: Any) -> str:
+def _plain(text: object) -> str:
     """A name as one line of text in Markdown, whatever it holds."""
     return re.sub(r"([\\`*_\[\]|#])", r"\\\1", escape(" ".join(str(text).split()), quote=False))
 

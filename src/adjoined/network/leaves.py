@@ -68,8 +68,9 @@ def _need(legal: bool) -> None:
         raise _No
 
 
-def _shape(node: Any, stored: Stored, ndim: int) -> torch.Size:
-    _need(isinstance(node, fx.Node) and node in stored and stored[node].ndim == ndim)
+def _shape(node: object, stored: Stored, ndim: int) -> torch.Size:
+    if not isinstance(node, fx.Node) or node not in stored or stored[node].ndim != ndim:
+        raise _No
     return stored[node].shape
 
 
@@ -100,10 +101,11 @@ def _convolution(kind: type) -> Callable[[Arguments, Stored], tuple[nn.Module, d
     return make
 
 
-def _sizes(value: Any, dims: int) -> tuple[int, ...]:
+def _sizes(value: object, dims: int) -> tuple[int, ...]:
     """One size for all dimensions, or one each."""
-    values = (value,) if isinstance(value, int) else tuple(value or ())
-    _need(len(values) in (1, dims) and all(isinstance(v, int) for v in values))
+    entries = value if isinstance(value, (list, tuple)) else (value,)
+    values = tuple(v for v in entries if isinstance(v, int))
+    _need(len(values) == len(entries) and len(values) in (1, dims))
     return values * dims if len(values) == 1 else values
 
 
@@ -173,7 +175,7 @@ def _plain(kind: Callable[..., nn.Module], **names: str) -> Callable:
     return make
 
 
-def _holds_node(value: Any) -> bool:
+def _holds_node(value: object) -> bool:
     return isinstance(value, fx.Node) or (isinstance(value, (list, tuple)) and any(map(_holds_node, value)))
 
 

@@ -61,7 +61,7 @@ def _class_name(module: nn.Module) -> str:
     return name if name.isidentifier() else f"_{name}"
 
 
-def read_tree(data: Any, rows: Mapping[str, int]) -> Tree:
+def read_tree(data: object, rows: Mapping[str, int]) -> Tree:
     """The tree that a file has, as `dataclasses.asdict` gives it; `rows`: nodes of each graph. Raises Fault."""
     if not isinstance(data, dict) or data.keys() != {f.name for f in fields(Tree)}:
         raise Fault("the tree has other than modules, shared, calls and nodes")
@@ -87,7 +87,7 @@ def read_tree(data: Any, rows: Mapping[str, int]) -> Tree:
     return Tree(tuple((name, kind) for name, kind in modules), shared, calls, nodes)
 
 
-def _children(names: list[str], shared: Mapping[Any, Any]) -> dict[str, list[str]]:
+def _children(names: list[str], shared: Mapping[str, object]) -> dict[str, list[str]]:
     """The modules right below each. Raises Fault where a name is none, is there twice or comes before its parent's."""
     below: dict[str, list[str]] = {"": []}
     if names[0] or len(names) != len(set(names)) or not set(shared) <= set(names):
@@ -96,6 +96,8 @@ def _children(names: list[str], shared: Mapping[Any, Any]) -> dict[str, list[str
         parent, source = name.rpartition(".")[0], shared.get(name, name)
         if not STATE_NAME.fullmatch(name) or parent not in below:
             raise Fault(f"{name[:80]!r} is no name of a module, or comes before the one that it is in")
+        if not isinstance(source, str):
+            raise Fault(f"{name[:80]!r} shares a module that has no name")
         if name not in shared:
             below[name] = []
         elif source not in below:
@@ -104,7 +106,7 @@ def _children(names: list[str], shared: Mapping[Any, Any]) -> dict[str, list[str
     return below
 
 
-def _indices(data: Any, mode: str, below: int, count: int | None) -> tuple[int, ...]:
+def _indices(data: object, mode: str, below: int, count: int | None) -> tuple[int, ...]:
     found = data.get(mode) if isinstance(data, dict) else None
     if not isinstance(found, list) or not 0 < len(found) <= MAX_CALLS or len(found) != (count or len(found)):
         raise Fault(f"the tree of graph {mode} has other calls or nodes than the graph")

@@ -20,7 +20,7 @@ Path = tuple[str, ...]
 Unit = tuple[str, int]  # of a layer its name and the call; of another module its name and 0
 
 
-def call(module: nn.Module, *args: Any) -> Any:
+def call(module: nn.Module, *args: object) -> Any:
     """What the graph of a part calls its modules by, so that their hooks run. torch.compile follows no operator.call."""
     return module(*args)
 
@@ -190,7 +190,7 @@ class _Cut:
     """One graph in parts, given which modules run one (`running`) and which are layers."""
 
     def __init__(
-        self, side: Side, leaves: Mapping[str, Any], running: set[str], names: Mapping[int, list[str]]
+        self, side: Side, leaves: Mapping[str, object], running: set[str], names: Mapping[int, list[str]]
     ):
         self.side, self.names = side, names
         self.chains: dict[fx.Node, list[Unit]] = {}

@@ -157,10 +157,10 @@ def read_outputs(data: Any) -> pytree.TreeSpec:
     return spec
 
 
-def read_sizes(data: Any) -> tuple[tuple[int | None, ...] | None, ...]:
+def read_sizes(data: object) -> tuple[tuple[int | None, ...] | None, ...]:
     """The sizes of the inputs. Raises Fault where `data` is no list of them, None for one that is free."""
 
-    def legal(n: Any) -> bool:
+    def legal(n: object) -> bool:
         return n is None or (type(n) is int and 0 <= n < 2**62)
 
     if not isinstance(data, list) or len(data) > MAX_OUTPUTS:

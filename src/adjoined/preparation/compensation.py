@@ -60,7 +60,7 @@ def compensate(
     *,
     ridge: float = RIDGE,
     stream_target: bool = True,
-    progress: Callable[[float], Any] = lambda share: None,
+    progress: Callable[[float], object] = lambda share: None,
 ) -> Compensation:
     """Solve the readers of every axis that `plan` cuts; `model` stays as it is.
 

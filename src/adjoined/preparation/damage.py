@@ -36,7 +36,7 @@ class Damage:
     distance: tuple[float, ...]
 
 
-def fast_precision(device: torch.device) -> AbstractContextManager[Any]:
+def fast_precision(device: torch.device) -> AbstractContextManager[object]:
     """bfloat16 where the device computes faster in it, for figures that are only compared."""
     fast = (
         torch.cuda.is_bf16_supported()
@@ -59,7 +59,7 @@ def measure_damage(
     *,
     distance: Callable[[Any, Any, Tensor | None], Tensor],
     ridge: float,
-    progress: Callable[[float], Any] = lambda share: None,
+    progress: Callable[[float], object] = lambda share: None,
 ) -> dict[str, Damage]:
     """How far the outputs move at a few counts of each axis, all others whole.
 

@@ -230,7 +230,7 @@ def calibration_batches(
     return list(_split(joined, STATISTICS_BATCH)), list(_split(joined, MEASURING_BATCH))
 
 
-def plain_example(example: Example) -> Any:
+def plain_example(example: Example) -> Example:
     """A tensor, tuple or dict, for what a tokenizer or processor gives (a mapping that pytree does not open)."""
     args, kwargs = normalise_example(example)
     return kwargs or (example if isinstance(example, Tensor) else args)

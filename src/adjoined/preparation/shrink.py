@@ -53,7 +53,7 @@ __all__ = [
 ROWS, FEWEST, MOST = 65_536, 128, 4096
 SIZES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.25)
 Distance = Callable[[Any, Any], Tensor]
-Progress = Callable[[str, float], Any]
+Progress = Callable[[str, float], object]
 
 
 @dataclass(frozen=True)

@@ -234,7 +234,7 @@ def _confusion(run: Run) -> Figure | None:
     return figure
 
 
-def _dots(x: Sequence[Any]) -> dict[str, Any]:
+def _dots(x: Sequence[object]) -> dict[str, Any]:
     """Few epochs show as dots too: a line through one point is none."""
     return {"marker": "o", "ms": 3} if len(x) <= 60 else {}
 

@@ -206,7 +206,7 @@ def _epoch(
     return means
 
 
-def _moved(x: Example, device: torch.device) -> Any:
+def _moved(x: Example, device: torch.device) -> Example:
     if isinstance(x, Mapping):
         x = dict(x)
     return pytree.tree_map(lambda t: t.to(device) if isinstance(t, Tensor) else t, x)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from adjoined.data import some_pictures
 from adjoined.errors import AdjoinedError
@@ -110,7 +111,7 @@ def benchmark_run(
         torch.set_num_threads(threads)
     run = finished_run(folder)
     base, picture = run.large(), run.picture
-    networks: dict[str, Any] = {"base": base, "large": whole_network(base, picture)}
+    networks: dict[str, nn.Module] = {"base": base, "large": whole_network(base, picture)}
     networks |= {"small": run.net} if run.small.name != LARGE else {}
     if run.small.name == SMALL:  # the other sizes too, each by its name
         others = [row["folder"] for row in run.result.get("sizes", ()) if row["folder"] != SMALL]

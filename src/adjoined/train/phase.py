@@ -104,7 +104,7 @@ class Tally:
         return {name: float(total(value, accelerator)) / counted for name, value in self.sums.items()}
 
 
-def identity(config: CompressConfig) -> dict[str, Any]:
+def identity(config: CompressConfig) -> dict[str, object]:
     """What tells a run's checkpoints from another's."""
     return {name: getattr(config, name) for name in IDENTITY}
 

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import nn
 
 from adjoined.core.plan import Plan
@@ -152,7 +152,7 @@ def _write(
         file.write((json.dumps(answer, indent=1) + "\n").encode())
 
 
-def _what(config: CompressConfig) -> Any:
+def _what(config: CompressConfig) -> Literal["macs", "params"]:
     return "params" if config.params is not None else "macs"
 
 
@@ -221,7 +221,7 @@ def _command(config: CompressConfig, options: ShrinkConfig) -> str:
     return shlex.join(words)
 
 
-def _write_curve(points: list[Point], folder: Path) -> list[dict[str, Any]]:
+def _write_curve(points: list[Point], folder: Path) -> list[dict[str, float | None]]:
     rows = [{"macs": p.macs, "params": p.params, "distance": p.distance, "top1": p.metric} for p in points]
     with written_aside(folder / "curve.json") as file:
         file.write((json.dumps(rows, indent=1) + "\n").encode())
@@ -234,7 +234,7 @@ def _bars(console: Console) -> Iterator[Callable[[str, float], None]]:
     names = {"order": "ranking heads and units", "allocate": "measuring cuts", "solve": "solving readers"}
     columns = TextColumn("{task.description:<24}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, transient=True) as bars:
-        tasks: dict[str, Any] = {}
+        tasks: dict[str, TaskID] = {}
 
         def told(stage: str, share: float) -> None:
             if stage not in tasks:
