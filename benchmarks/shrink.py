@@ -39,7 +39,7 @@ import adjoined
 from adjoined.core.plan import Plan
 from adjoined.preparation.compensation import compensate
 from adjoined.preparation.damage import fast_precision
-from adjoined.preparation.shrink import begin, measured
+from adjoined.preparation.setup import begin, measured
 from benchmarks.common import RESULTS, write
 
 PIXELS, TOKENS, PROBE, POOL, BATCH = 98, 40, 20000, 4000, 64
@@ -180,7 +180,7 @@ def rows(
         ("activation order", "activation", "measured"),
     ):
         start = time.perf_counter()
-        setup = begin(subject.model, [inputs], "macs", "inner", order, None, calibration, lambda *_: None)
+        setup = begin(subject.model, [inputs], "macs", "inner", None, calibration, lambda *_: None)
         setup = measured(setup, allocation, order, "inner", list(sizes))
         prepared = time.perf_counter() - start
         for size in sizes:

@@ -130,3 +130,33 @@ def test_a_broken_file_is_told(file, command, finished, capsys, monkeypatch):
         err = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("note: ")]
         assert code in (0, 2), (name, err)
         assert len(err) == (code == 2), (name, err)
+
+
+SHRUNK = ("config.yaml", "plan.json", "result.json", "small/inputs.json", "small/program.json")
+
+
+@pytest.fixture(scope="module")
+def shrunk(finished):
+    """A run without training, from the large network of a finished one."""
+    out = finished.with_name("shrunk")
+    words = [RUN[0], "--workers=0", "--device=cpu", "--samples=32", "--alpha=2", "--curve"]
+    assert main(["shrink", *words, f"--checkpoint={finished}/large/model.safetensors", f"--out={out}"]) == 0
+    return out
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("file", SHRUNK)
+def test_a_broken_file_of_a_run_without_training_is_told(file, shrunk, capsys, monkeypatch):
+    monkeypatch.setattr("adjoined.report.pictures.draw_pictures", lambda *_: [])
+    for name, break_it in BROKEN.items():
+        for command in ("evaluate", "report", "resume"):
+            run = Path("run")
+            shutil.rmtree(run, ignore_errors=True)
+            shutil.copytree(shrunk, run)
+            break_it(run / file)
+            capsys.readouterr()
+            code = main([w.replace("RUN", str(run)) for w in COMMANDS[command]])
+            AcceleratorState._reset_state(reset_partial_state=True)
+            err = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("note: ")]
+            assert code in (0, 2), (name, command, err)
+            assert len(err) == (code == 2), (name, command, err)

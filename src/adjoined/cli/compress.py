@@ -1,5 +1,6 @@
 """adjoined compress: train a network together with the smaller one cut out of it."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from adjoined.cli.flags import add_fields
 from adjoined.cli.report import report_after
 from adjoined.train.config import GROUPS, CompressConfig, load_config
 
-__all__ = ["add_flags", "run"]
+__all__ = ["add_flags", "result_table", "run"]
 
 
 def add_flags(parser: ArgumentParser) -> None:
@@ -37,19 +38,20 @@ def run(given: dict[str, Any]) -> None:
     result = compress(config, console=console)
     if not PartialState().is_main_process:
         return
-    console.print(_table(result))
+    console.print(result_table(result))
     console.print(f"run       {result['out']}", highlight=False, soft_wrap=True)
     report_after(result["out"], console)
     for text in _next_steps(result):
         console.print(text, highlight=False, soft_wrap=True)
 
 
-def _table(result: dict[str, Any]) -> Table:
+def result_table(result: dict[str, Any], networks: Sequence[str] = ("base", "large", "small")) -> Table:
+    """Accuracy and cost of each network of a run."""
     base = result["base"]
     table = Table(title=f"{result['model']} on {result['data']}, {result['plan']}, {result['seconds']:.0f} s")
     for name in ("network", "top-1 %", "parameters", "of base", "GMACs", "of base"):
         table.add_column(name, justify="left" if name == "network" else "right")
-    rows = {name: result[name] for name in ("base", "large", "small")}
+    rows = {name: result[name] for name in networks}
     rows |= {row["folder"]: row for row in result.get("sizes", ())}
     for name, row in rows.items():
         params, macs = (f"1/{base[k] / row[k]:.2f}" for k in ("params", "macs"))

@@ -8,6 +8,7 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
 
+from adjoined.cli.compress import result_table
 from adjoined.cli.flags import add_fields, add_json
 from adjoined.cli.report import report_after
 from adjoined.train.config import GROUPS, CompressConfig
@@ -30,16 +31,16 @@ def add_flags(parser: ArgumentParser) -> None:
     add_json(parser)
 
 
-def run(given: dict[str, Any]) -> None:
+def run(flags: dict[str, Any]) -> None:
     """Shrink, then print what is left and how to go on."""
-    as_json = given.pop("json", False)
-    own = {f.name: given.pop(f.name) for f in fields(ShrinkConfig) if f.name in given}
+    as_json = flags.pop("json", False)
+    options = {f.name: flags.pop(f.name) for f in fields(ShrinkConfig) if f.name in flags}
     console = Console(stderr=as_json)
-    result = shrink_run(CompressConfig(**{"order": "obs", **given}), ShrinkConfig(**own), console=console)
+    result = shrink_run(CompressConfig(**{"order": "obs", **flags}), ShrinkConfig(**options), console=console)
     if as_json:
         print(json.dumps(result, indent=1))
         return
-    console.print(_table(result))
+    console.print(result_table(result, ("base", "small")))
     if "curve" in result:
         console.print(_curve(result["curve"]))
     console.print(f"run       {result['out']}", highlight=False, soft_wrap=True)
@@ -50,20 +51,6 @@ def run(given: dict[str, Any]) -> None:
         f"evaluate  adjoined evaluate {result['out']}",
     ):
         console.print(text, highlight=False, soft_wrap=True)
-
-
-def _table(result: dict[str, Any]) -> Table:
-    table = Table(title=f"{result['model']} on {result['data']}, {result['seconds']:.0f} s")
-    for name in ("network", "top-1 %", "parameters", "share", "GMACs", "share"):
-        table.add_column(name, justify="left" if name == "network" else "right")
-    base = result["base"]
-    for name in ("base", "small"):
-        row = result[name]
-        params, macs = (f"{row[k] / base[k]:.2f}" for k in ("params", "macs"))
-        table.add_row(
-            name, f"{row['top1']:.2f}", f"{row['params']:,}", params, f"{row['macs'] / 1e9:.4g}", macs
-        )
-    return table
 
 
 def _curve(rows: list[dict[str, Any]]) -> Table:

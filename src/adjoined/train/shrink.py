@@ -21,19 +21,16 @@ from torch import nn
 from adjoined.core.plan import Plan
 from adjoined.data import Batches, picture_batches
 from adjoined.errors import AdjoinedError
-from adjoined.network.modules import Network
 from adjoined.network.serialize import load
-from adjoined.preparation.shrink import (
+from adjoined.preparation.setup import (
     MOST,
-    SIZES,
     Point,
     Setup,
     ShrinkResult,
     begin,
     curve,
-    cut,
-    measured,
-    smallest,
+    reachable,
+    sized,
 )
 from adjoined.train.checkpoint import written_aside
 from adjoined.train.checks import check_config
@@ -121,11 +118,21 @@ def _shrink(config: CompressConfig, options: ShrinkConfig, folder: Path, console
             return top1({"it": network}, validation, device)["it"]
 
     with _bars(console) as progress:
-        setup = begin(
-            model, images, _what(config), config.scope, config.order, None, options.samples, progress
+        setup = begin(model, images, _what(config), config.scope, None, options.samples, progress)
+        sizes = reachable(setup, config.scope) if options.curve else []
+        budget, plan = _size(setup, config, options)
+        setup, net, result = sized(
+            setup,
+            budget=budget,
+            plan=plan,
+            max_drop=options.max_drop,
+            metric=accuracy if options.max_drop is not None else None,
+            scope=config.scope,
+            order=config.order,
+            allocation=config.allocation,
+            sizes=sizes,
         )
-        net, result, setup = _sized(setup, config, options, accuracy)
-        points = list(curve(setup, SIZES, accuracy)) if options.curve else []
+        points = list(curve(setup, sizes, accuracy)) if sizes else []
     write_plan(result.plan, folder / "plan.json")
     save_small(net.cpu(), train.inputs, data.classes, folder / "small")
     saved = load(folder / "small").to(device).eval()
@@ -156,23 +163,15 @@ def _what(config: CompressConfig) -> Literal["macs", "params"]:
     return "params" if config.params is not None else "macs"
 
 
-def _sized(
-    setup: Setup, config: CompressConfig, options: ShrinkConfig, accuracy: Callable[[nn.Module], float]
-) -> tuple[Network, ShrinkResult, Setup]:
-    """The small network as asked for."""
+def _size(setup: Setup, config: CompressConfig, options: ShrinkConfig) -> tuple[float | None, Plan | None]:
+    """The budget or the plan that is asked for, neither with --max-drop."""
     what, sizes = config.request
-    budgets = sizes if what in ("macs", "params") and options.max_drop is None else []
-    budgets = sorted({*budgets, *SIZES}) if options.curve else budgets
-    setup = measured(setup, config.allocation, config.order, config.scope, budgets)
     if options.max_drop is not None:
-        return (*smallest(setup, accuracy, options.max_drop), setup)
-    plan = setup.plan(sizes[0]) if what in ("macs", "params") else _chosen(setup, config)
-    return (*cut(setup, plan), setup)
-
-
-def _chosen(setup: Setup, config: CompressConfig) -> Plan:
+        return None, None
+    if what in ("macs", "params"):
+        return sizes[0], None
     (plan,) = choose_plans(setup.axes, config)
-    return plan
+    return None, plan
 
 
 def _result(
