@@ -189,3 +189,11 @@ def test_a_pickle_is_refused_without_advice_to_allow_it(tmp_path):
     torch.save(model, tmp_path / "whole.pth")
     with pytest.raises(AdjoinedError, match=r"pickled objects, which run code .*save the state dict alone"):
         build_model("digits_vit", checkpoint=str(tmp_path / "whole.pth"))
+
+
+@pytest.mark.parametrize("name", ["text.pt", "text.safetensors", "empty.pth"])
+def test_a_file_that_is_no_checkpoint_is_told_what_to_give(tmp_path, name):
+    path = tmp_path / name
+    path.write_text("" if name.startswith("empty") else "# Not weights\n")
+    with pytest.raises(AdjoinedError, match=r"no checkpoint.*; copy it again, or give a state dict"):
+        load_weights(build_model("digits_vit"), str(path))

@@ -108,12 +108,18 @@ def load_weights(model: nn.Module, path: str) -> None:
     try:
         state = load_state_dict(str(file), use_ema=True, device="cpu", weights_only=True)
     except Exception as error:  # torch.load, safetensors and zip each have errors of their own
-        if "weights_only" in str(error):  # torch's advice is to allow it
+        with file.open("rb") as start:
+            pickled = start.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+        if "weights_only" in str(error) and pickled:  # torch's advice is to allow it
             raise AdjoinedError(
                 f"{path} is no checkpoint that can be read safely: it holds pickled objects, which run code when they are "
                 "loaded; save the state dict alone, by torch.save(model.state_dict(), FILE) or as safetensors"
             ) from error
-        raise AdjoinedError(f"{path} is no checkpoint that can be read safely: {_line(error)}") from error
+        reason = _line(error) if pickled or file.suffix == ".safetensors" else "it is no PyTorch file"
+        raise AdjoinedError(
+            f"{path} is no checkpoint that can be read safely: {reason}; copy it again, or give a state dict that torch.save "
+            "wrote, or safetensors"
+        ) from error
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     state = convert(state, model) if convert else state
     own = model.state_dict()

@@ -163,7 +163,12 @@ def _table(runs: Sequence[Run]) -> str:
             ]
             rows.append(f'<tr class="{kind}">{"".join(f"<td>{escape(c)}</td>" for c in cells)}</tr>')
     top = "".join(f'<th scope="col">{c}</th>' for c in head)
-    text = "base: the large network before adjoined training; large and small: after it."
+    trained = not all("command" in run.result for run in runs)
+    text = (
+        "base: the large network before adjoined training; large and small: after it."
+        if trained
+        else "Without training."
+    )
     return (
         f'<section class="card"><h3>In numbers</h3><p>{text}</p><div class="scroll"><table><thead><tr>{top}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div></section>"
