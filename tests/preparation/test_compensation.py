@@ -220,3 +220,17 @@ def test_a_constant_input_and_fewer_samples_than_widths():
         net, result = adjoined.shrink(model, [batch], alpha=2)
         assert torch.isfinite(net(x)).all()
         assert result.distance >= 0
+
+
+def test_a_small_graph_with_other_code_than_the_large_one():
+    """The heads of torch's own attention are counted with the batch, so that the small graph computes a size first."""
+    torch.manual_seed(0)
+    layer = torch.nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+    model, x = (
+        torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval(),
+        torch.randn(64, 9, 32),
+    )
+    net, result = adjoined.shrink(model, [x], macs=0.7)
+    assert result.distance < result.uncompensated
+    assert len(result.readers) == 4
+    assert net(x).shape == x.shape

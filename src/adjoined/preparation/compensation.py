@@ -110,8 +110,8 @@ class _Pair:
 
     def advance(self, reader: Reader) -> None:
         """Run both networks up to `reader`: the large one's output of it is there, the small one's is not."""
-        until = self.lanes[0].index[reader.node.name]
         for i, lane in enumerate(self.lanes):
+            until = lane.index[reader.node.name]  # the small graph may have more code for its sizes
             lane.advance(until + (i == 0))
             lane.forget(until)
 
