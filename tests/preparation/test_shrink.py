@@ -278,3 +278,31 @@ def test_less_than_was_measured_is_shared_evenly():
     net, result = adjoined.shrink(model, [x], macs=budget)
     assert result.macs[1] <= budget
     assert torch.isfinite(net(x)).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"model": timm.create_model}, "takes a model, not function; give a torch.nn.Module"),
+        ({"batches": None}, "batches is a NoneType; give a list of batches"),
+        ({"batches": torch.randn(8, 3, 16, 16)}, "batches is a Tensor; give a list of batches"),
+        ({"batches": [(torch.randn(8, 3, 16, 16), torch.arange(8))]}, "Batches are inputs alone"),
+        ({"macs": "half"}, "a budget of 'half' macs; give a fraction"),
+        ({"scope": "ful"}, "scope 'ful' is unknown; use inner, full; did you mean full"),
+        ({"order": "obss"}, "order 'obss' is unknown; .*did you mean obs"),
+        ({"allocation": "meas"}, "allocation 'meas' is unknown; use measured, uniform"),
+        ({"samples": 0}, "samples is 0; use at least 1"),
+    ],
+)
+def test_wrong_arguments_are_told_in_a_line(change, told):
+    model, x = vit(8)
+    arguments = {"model": model, "batches": [x]} | change
+    with pytest.raises(AdjoinedError, match=told) as error:
+        adjoined.shrink(**arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_the_distance_of_one_sample_is_a_share_of_its_own_variance():
+    large = torch.tensor([[1.0, -1.0, 3.0]])
+    assert float(output_distance(large, large)) == 0
+    assert float(output_distance(large, large.mean().expand_as(large))) == pytest.approx(1)

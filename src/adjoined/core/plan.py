@@ -260,7 +260,7 @@ def _divide(free: Iterable[AxisLike], factors: Mapping[str, float], strict: bool
 
 def limit_of(budget: float, full: float, what: str) -> float:
     """What `budget` allows, of a network that costs `full`: a fraction of it up to 1, above that a number. Raises PlanError."""
-    if not 0 < budget < math.inf:
+    if not isinstance(budget, (int, float)) or not 0 < budget < math.inf:
         raise PlanError(
             f"a budget of {budget!r} {what}; give a fraction of the large network's {full:,.0f} or a number"
         )

@@ -18,7 +18,7 @@ def output_distance(large: Any, small: Any) -> Tensor:
     for a, b in zip(pytree.tree_leaves(large), pytree.tree_leaves(small), strict=True):
         if isinstance(a, Tensor) and a.is_floating_point() and a.ndim:
             a, b = a.float(), b.float()
-            variance = (a - a.mean(0)).square().mean()
+            variance = (a - (a.mean(0) if len(a) > 1 else a.mean())).square().mean()
             parts.append((a - b).square().mean() / variance.clamp(min=torch.finfo(a.dtype).tiny))
     return torch.stack(parts).mean()
 

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from adjoined.core.accept import check_model
 from adjoined.core.axes import Axes, find_axes
 from adjoined.core.capture import Example, call_model, in_eval, normalise_example
 from adjoined.core.plan import SCOPES, Plan, Scope, limit_of
-from adjoined.errors import AdjoinedError, PlanError
+from adjoined.errors import AdjoinedError, CaptureError, PlanError, did_you_mean
 from adjoined.network.modules import Network
 from adjoined.network.twin import Adjoined
 from adjoined.preparation.compensation import RIDGE, Solved, compensate
@@ -41,6 +42,7 @@ __all__ = [
     "Setup",
     "ShrinkResult",
     "begin",
+    "check_word",
     "curve",
     "evaluate",
     "measured",
@@ -123,7 +125,18 @@ def begin(
     samples: int | None,
     progress: Progress,
 ) -> Setup:
-    """A copy of the model with its axes and calibration inputs."""
+    """A copy of the model with its axes and calibration inputs.
+
+    Raises AdjoinedError for a model, batches or a word that is none of the legal ones.
+    """
+    check_model(model)
+    check_word("scope", scope, SCOPES)
+    if samples is not None and samples < 1:
+        raise AdjoinedError(f"samples is {samples}; use at least 1, or None for as many as the layers need")
+    if isinstance(batches, (Tensor, str, Mapping)) or not isinstance(batches, Iterable):
+        raise AdjoinedError(
+            f"batches is a {type(batches).__name__}; give a list of batches, or a loader: [images]"
+        )
     device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     large = copy.deepcopy(model).eval()
     rest = iter(batches)
@@ -133,7 +146,14 @@ def begin(
     example = pytree.tree_map(
         lambda t: t[:2].to(device) if isinstance(t, Tensor) and t.ndim else t, plain_example(first)
     )
-    axes = find_axes(large, example)  # of the copy
+    try:
+        axes = find_axes(large, example)  # of the copy
+    except CaptureError as error:
+        if not isinstance(first, (tuple, list)):
+            raise
+        raise CaptureError(
+            f"{error}. Batches are inputs alone: of a loader of (inputs, labels) give (x for x, _ in loader)"
+        ) from error
     if not [a for a in axes if a.pinned is None and a.role in SCOPES[scope]]:
         raise PlanError(
             "the network has no width that can be cut; print(adjoined.find_axes(model, x)) says why"
@@ -141,6 +161,13 @@ def begin(
     _, chosen = calibration_batches(chain([first], rest), device, samples or _samples(axes))
     solving, check = (chosen[:-1], chosen[-1:]) if len(chosen) > 3 else (chosen, chosen[:1])
     return Setup(large, axes, solving, check, distance or output_distance, what, progress)
+
+
+def check_word(name: str, word: str, legal: Iterable[str]) -> None:
+    """Raise AdjoinedError unless `word` is one of the legal ones."""
+    if word not in (words := list(legal)):
+        near = did_you_mean(str(word), words)
+        raise AdjoinedError(f"{name} {word!r} is unknown; use {', '.join(words)}{near}")
 
 
 def _samples(axes: Axes) -> int:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import nn
 
@@ -21,6 +21,7 @@ from adjoined.preparation.setup import (
     Progress,
     ShrinkResult,
     begin,
+    check_word,
     curve,
     evaluate,
     measured,
@@ -91,6 +92,8 @@ def shrink(
         raise PlanError(f"{' and '.join(given)} both say how small; give one of them")
     if max_drop is not None and metric is None:
         raise AdjoinedError("max_drop needs metric=, a function of the network that returns a number")
+    check_word("order", order, get_args(Order))
+    check_word("allocation", allocation, get_args(Allocation))
     what: Literal["macs", "params"] = "params" if params is not None else "macs"
     budget = params if params is not None else macs if macs is not None or given else 0.5
     setup = begin(model, batches, what, scope, distance, samples, progress)
